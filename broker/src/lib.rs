@@ -1,2 +1,4 @@
 //! The broker: shards, log, engine and what is around them.
+pub mod limits;
 pub mod log;
+pub mod shard;

@@ -1,0 +1,99 @@
+//! Every bound of the broker, in one place, with the arithmetic that led to it. A queue, buffer or table that is not here is a
+//! bug. Limits that are part of the wire format (message, frame) are `peregrine_protocol::limits`; what an operator may change
+//! is in the configuration table and starts from these values.
+
+use std::time::Duration;
+
+/// One kibibyte, bytes.
+pub const KIB: usize = 1024;
+/// One mebibyte, bytes.
+pub const MIB: usize = 1024 * KIB;
+
+// --- Connections -----------------------------------------------------------------------------------------------------------
+
+/// Connections of one executor. Each costs its two tasks and their state, about 2 KiB, while it is idle: 20 MiB in all.
+pub const CONNECTIONS_PER_EXECUTOR: usize = 10_000;
+/// Connections accepted in a row before the acceptor lets others run: an accept costs some 30 µs.
+pub const ACCEPTS_PER_TURN: usize = 8;
+/// A connection says hello within this time of being accepted.
+pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// A frame that has begun must make progress within this time.
+pub const FRAME_PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+/// Bytes waiting for a client that takes none of them for this long mean that the client is gone.
+pub const OUTPUT_PROGRESS_WITHIN: Duration = Duration::from_secs(60);
+/// The tick of the one sweeper per executor: it finds what is overdue. A tick costs an idle executor about 150 µs (a wake-up and
+/// the spin before it parks again): 10 a second are 0.15 % of a core.
+pub const SWEEP_EVERY: Duration = Duration::from_millis(100);
+
+// --- Receiving -------------------------------------------------------------------------------------------------------------
+
+/// The one receive buffer of an executor, into which sockets without a partial frame are read: 64 frames of 4 KiB.
+pub const RECEIVE_SCRATCH: usize = 256 * KIB;
+/// A connection may hold a partial frame up to this size outside of any budget: 10,000 × 4 KiB = 40 MiB at the very worst.
+pub const RECEIVE_FLOOR: usize = 4 * KIB;
+/// What partial frames above [`RECEIVE_FLOOR`] may hold together on one executor. The oldest of them may exceed it, so that one
+/// always gets on: the true bound is this plus twice the largest frame's growth step, 16 MiB + 16 MiB by default.
+pub const RECEIVE_BUDGET: usize = 16 * MIB;
+/// Frames handled for one connection before the others have their turn.
+pub const FRAMES_PER_TURN: usize = 64;
+/// Bytes of frames handled for one connection before the others have their turn.
+pub const BYTES_PER_TURN: usize = 64 * KIB;
+/// A payload's checksum is computed, and a large entry is copied, in steps of this size: about 10 µs each.
+pub const STEP: usize = 64 * KIB;
+
+// --- Answering and delivering ----------------------------------------------------------------------------------------------
+
+/// Answers that wait for the socket; above it the connection's requests are not read. One more answer may be added at that
+/// point, so that the true bound is this plus the largest answer ([`ANSWER_MAX`]).
+pub const OUTPUT_HIGH: usize = 128 * KIB;
+/// The largest answer that is made of bytes of its own (listings and statistics; payloads are not among them).
+pub const ANSWER_MAX: usize = MIB;
+/// Payloads gathered from the log into one send.
+pub const GATHER_PAYLOADS: usize = 32;
+/// Payload bytes from which no further payload is added to one send.
+pub const GATHER_BYTES: usize = 256 * KIB;
+/// One direct read of the log for a consumer that is behind the ring.
+pub const COLD_READ: usize = 256 * KIB;
+/// Such blocks held at once on one executor: 32 × 256 KiB = 8 MiB. Who finds none waits for its turn.
+pub const COLD_BLOCKS: usize = 32;
+
+// --- Requests --------------------------------------------------------------------------------------------------------------
+
+/// Requests of one connection that are not answered yet; above it the socket is not read. 64 batches in flight for each of 64
+/// queues.
+pub const OUTSTANDING_PER_CONNECTION: usize = 4096;
+/// Acknowledgements of one shard that wait for their level: 65,536 × 96 bytes = 6 MiB. One more waits like a full ring.
+pub const ACKNOWLEDGEMENTS_PER_SHARD: usize = 64 * KIB;
+/// A produce request that finds the ring full waits this long at most; then it is answered `Busy`.
+pub const ROOM_WITHIN: Duration = Duration::from_millis(100);
+/// What `Busy` tells the client to wait.
+pub const BUSY_RETRY_AFTER: Duration = Duration::from_millis(20);
+/// Subscriptions of one connection.
+pub const SUBSCRIPTIONS_PER_CONNECTION: usize = 4096;
+
+// --- Mesh ------------------------------------------------------------------------------------------------------------------
+
+/// Requests that one executor may have outstanding at one other shard.
+pub const MESH_CREDIT_PER_SHARD: usize = 512;
+/// Slots of a channel between two executors, at the least: below 1,024 its throughput falls by a factor of five.
+pub const MESH_CHANNEL: usize = 1024;
+/// Bytes of deliveries under way between two shards for one connection that subscribed at a wrong shard.
+pub const MESH_DELIVERY_WINDOW: usize = 256 * KIB;
+/// Messages taken from one channel before others have their turn.
+pub const MESH_PER_TURN: usize = 64;
+
+// --- Executors -------------------------------------------------------------------------------------------------------------
+
+/// Entries of each of an executor's rings: one per connection of a busy broker, so that a turn seldom needs two submissions.
+pub const RING_DEPTH: usize = 512;
+/// The spin before parking of the `adaptive` idle policy: above the usual gap between two messages of a busy client, far below
+/// what a wake-up costs in energy.
+pub const ADAPTIVE_SPIN: Duration = Duration::from_micros(50);
+/// Shares of the background queue against 1,000 of the hot one.
+pub const BACKGROUND_SHARES: usize = 50;
+/// A background task works this long at most before it lets the reactor turn.
+pub const BACKGROUND_SLICE: Duration = Duration::from_micros(50);
+/// An executor that has not moved for this long, while the watchdog itself ran, is taken for hung.
+pub const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// How long a shutdown waits for answers to leave through slow sockets.
+pub const LINGER: Duration = Duration::from_secs(2);

@@ -1,0 +1,3 @@
+//! A connection: a reader task and a writer task around one socket.
+pub mod receive;
+pub mod socket;
