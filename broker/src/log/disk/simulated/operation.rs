@@ -1,0 +1,66 @@
+//! What a future of the disk has asked of the device, and what came of it.
+
+use std::io;
+use std::rc::Rc;
+
+use super::directory::Inode;
+use super::file::Block;
+
+/// An operation as the device sees it.
+#[derive(Debug)]
+pub enum Request {
+    List,
+    Open { name: String },
+    Make { name: String, size: u64 },
+    Rename { from: String, to: String },
+    Remove { name: String },
+    SyncDirectory { serial: u64 },
+    Read { inode: Inode, offset: u64, len: usize },
+    Write { inode: Inode, first: usize, blocks: Vec<Rc<Block>>, durable: bool },
+    Sync { inode: Inode, serial: u64 },
+}
+
+impl Request {
+    /// For traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::List => "list",
+            Self::Open { .. } => "open",
+            Self::Make { .. } => "make",
+            Self::Rename { .. } => "rename",
+            Self::Remove { .. } => "remove",
+            Self::SyncDirectory { .. } => "sync directory",
+            Self::Read { .. } => "read",
+            Self::Write { .. } => "write",
+            Self::Sync { .. } => "sync",
+        }
+    }
+
+    /// Whether an injected device error may strike it.
+    pub fn is_write(&self) -> bool {
+        matches!(self, Self::Write { .. })
+    }
+
+    pub fn is_sync(&self) -> bool {
+        matches!(self, Self::Sync { .. } | Self::SyncDirectory { .. })
+    }
+}
+
+#[derive(Debug)]
+pub enum Answer {
+    Done,
+    Names(Vec<String>),
+    File { inode: Inode, size: u64 },
+    Bytes(Vec<u8>),
+}
+
+/// An operation between submission and completion.
+#[derive(Debug)]
+pub struct Pending {
+    pub shard: usize,
+    pub request: Request,
+    /// The error it will end with, decided when it was submitted.
+    pub failure: Option<io::ErrorKind>,
+    /// Its process is gone: what is left of it may land, and nobody hears of it.
+    pub orphan: bool,
+}

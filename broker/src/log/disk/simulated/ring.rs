@@ -1,0 +1,128 @@
+//! The simulated tmpfs: ring files that a kill leaves as they stood at that instruction and a power cut takes away.
+
+use std::io;
+
+use super::machine::Machine;
+use crate::log::disk::{RingHost, RingMemory};
+
+/// The device number of the simulated tmpfs.
+const TMPFS_DEVICE: u64 = 0x1F;
+
+/// A ring file by its path.
+pub(super) struct RingFile {
+    inode: u64,
+    /// Taken while a process has the file mapped and locked.
+    bytes: Option<Vec<u8>>,
+}
+
+/// The tmpfs of a simulated machine.
+#[derive(Clone)]
+pub struct SimulatedRings {
+    machine: Machine,
+}
+
+/// A mapped ring; dropping it unmaps it and releases its lock.
+pub struct SimulatedRing {
+    machine: Machine,
+    /// None for anonymous memory.
+    path: Option<String>,
+    inode: u64,
+    bytes: Vec<u8>,
+}
+
+impl SimulatedRings {
+    pub(super) fn new(machine: Machine) -> Self {
+        Self { machine }
+    }
+
+    /// Changes a ring file behind the broker's back, as a fault that no crash could make.
+    pub fn meddle(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) -> bool {
+        match self.machine.state().rings.get_mut(path).and_then(|file| file.bytes.as_mut()) {
+            Some(bytes) => {
+                change(bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn resize(&self, path: &str, len: usize) {
+        if let Some(RingFile { bytes: Some(bytes), .. }) = self.machine.state().rings.get_mut(path) {
+            bytes.resize(len, 0);
+        }
+    }
+}
+
+impl RingHost for SimulatedRings {
+    type Memory = SimulatedRing;
+
+    fn open(&self, path: &str) -> io::Result<Option<SimulatedRing>> {
+        self.machine.step();
+        let mut state = self.machine.state();
+        let Some(file) = state.rings.get_mut(path) else { return Ok(None) };
+        let inode = file.inode;
+        let bytes = file.bytes.take().ok_or_else(|| io::Error::new(io::ErrorKind::WouldBlock, path.to_owned()))?;
+        drop(state);
+        Ok(Some(SimulatedRing { machine: self.machine.clone(), path: Some(path.to_owned()), inode, bytes }))
+    }
+
+    fn create(&self, path: &str, len: usize) -> io::Result<SimulatedRing> {
+        self.machine.step();
+        let mut state = self.machine.state();
+        if state.rings.contains_key(path) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, path.to_owned()));
+        }
+        let inode = state.next_inode();
+        state.rings.insert(path.to_owned(), RingFile { inode, bytes: Some(Vec::new()) });
+        drop(state);
+        // A kill may find the file empty, cut short, or whole and zero.
+        self.machine.step();
+        self.resize(path, len / 2);
+        self.machine.step();
+        self.resize(path, len);
+        let opened = self.open(path)?;
+        opened.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, path.to_owned()))
+    }
+
+    fn anonymous(&self, len: usize) -> io::Result<SimulatedRing> {
+        Ok(SimulatedRing { machine: self.machine.clone(), path: None, inode: 0, bytes: vec![0; len] })
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.machine.step();
+        let removed = self.machine.state().rings.remove(path);
+        removed.map(drop).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, path.to_owned()))
+    }
+}
+
+impl RingMemory for SimulatedRing {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.machine.step();
+        &mut self.bytes
+    }
+
+    fn store_u64(&mut self, offset: usize, value: u64) {
+        self.machine.step();
+        self.bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn device_and_inode(&self) -> (u64, u64) {
+        if self.path.is_some() { (TMPFS_DEVICE, self.inode) } else { (0, 0) }
+    }
+}
+
+impl Drop for SimulatedRing {
+    fn drop(&mut self) {
+        let Some(path) = &self.path else { return };
+        let mut state = self.machine.state();
+        if let Some(file) = state.rings.get_mut(path)
+            && file.inode == self.inode
+        {
+            file.bytes = Some(std::mem::take(&mut self.bytes));
+        }
+    }
+}
