@@ -6,6 +6,9 @@
 //! `hang_*` shows patch P1 (an executor parks only when no task queue has work), `dma_*` patch P2 (no polled I/O); see
 //! `scripts/patches/glommio/`.
 
+// A test that unwraps fails where it should.
+#![allow(clippy::unwrap_used)]
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
