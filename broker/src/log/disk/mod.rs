@@ -9,6 +9,8 @@
 //! - A `write_at` to a file opened with [`Access::Prepare`] (O_DIRECT, no O_DSYNC) survives only once a later `sync` returned Ok.
 //! - A name made by `create` or `rename`, or taken away by `remove`, is durable only once a later `sync_directory` returned Ok.
 //! - A dropped or failed write may still land, also after a restart of the process (never after a restart of the machine).
+//! - A `sync` covers every write to the file that returned before it was called, whoever made it: bytes that an earlier
+//!   process left in the device's cache too.
 //! - Nothing is said of order between writes in flight together.
 
 #[cfg(test)]
@@ -17,7 +19,8 @@ pub mod simulated;
 
 use std::future::Future;
 use std::io;
-use std::ops::DerefMut;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 /// The unit of direct I/O, bytes.
 pub const BLOCK: usize = 4096;
@@ -46,26 +49,31 @@ pub trait Disk: Clone + 'static {
     fn list(&self) -> impl Future<Output = io::Result<Vec<String>>>;
     /// Opens a file that exists.
     fn open(&self, name: &str, access: Access) -> impl Future<Output = io::Result<Self::File>>;
-    /// Makes a file that must not exist yet and reserves `size` bytes for it; its contents are unspecified until written.
+    /// Makes a file that must not exist yet, reserves `size` bytes for it and opens it with [`Access::Prepare`]; its contents
+    /// are unspecified until written.
     fn create(&self, name: &str, size: u64) -> impl Future<Output = io::Result<Self::File>>;
     /// Gives a file a new name; an existing file of that name is an error.
     fn rename(&self, from: &str, to: &str) -> impl Future<Output = io::Result<()>>;
     fn remove(&self, name: &str) -> impl Future<Output = io::Result<()>>;
     /// Makes every earlier create, rename and remove durable.
     fn sync_directory(&self) -> impl Future<Output = io::Result<()>>;
+    /// Ready after `rest` has passed: what a background step takes between two writes, so that it leaves the device to others.
+    fn pause(&self, rest: Duration) -> impl Future<Output = ()>;
 }
 
 /// An open file. Dropping it closes it; a write in flight goes on.
 pub trait DiskFile: 'static {
     type Buffer;
+    /// What a read returns; io_uring's is shared and so cannot be written to.
+    type Bytes: Deref<Target = [u8]> + 'static;
 
     /// The file's length in bytes.
     fn size(&self) -> u64;
     /// Writes the whole buffer at `offset`.
     fn write_at(&self, buffer: Self::Buffer, offset: u64) -> impl Future<Output = io::Result<()>>;
     /// Reads `len` bytes at `offset`; a short result means end of file.
-    fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = io::Result<Self::Buffer>>;
-    /// Makes the file's contents durable (fdatasync).
+    fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = io::Result<Self::Bytes>>;
+    /// Makes the file's contents durable (fdatasync), whatever the file was opened for.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
 }
 
@@ -87,8 +95,9 @@ pub trait RingHost: Clone + 'static {
 pub trait RingMemory: 'static {
     fn bytes(&self) -> &[u8];
     fn bytes_mut(&mut self) -> &mut [u8];
-    /// Stores a little-endian u64 at `offset` (a multiple of 8) after every store made before it.
+    /// Stores a little-endian u64 at `offset` (a multiple of 8) after every store made before it and before any made later.
     fn store_u64(&mut self, offset: usize, value: u64);
-    /// Device and inode of the file, (0, 0) for anonymous memory.
-    fn device_and_inode(&self) -> (u64, u64);
+    /// Gives the file another length: bytes up to the shorter of both stay, new ones are zero, their space is reserved. A
+    /// kill may leave any length between the two.
+    fn resize(&mut self, len: usize) -> io::Result<()>;
 }

@@ -2,6 +2,7 @@
 //! end, a write through a descriptor opened for reading) panic: on a real disk they would be errors or, worse, work.
 
 use std::io;
+use std::time::Duration;
 
 use super::directory::Inode;
 use super::file::blocks_of;
@@ -79,10 +80,17 @@ impl Disk for SimulatedDisk {
         let serial = self.machine.state().serial();
         self.request(Request::SyncDirectory { serial }).await.map(drop)
     }
+
+    async fn pause(&self, rest: Duration) {
+        let nanoseconds = rest.as_nanos() as u64;
+        // A pause has no way to fail.
+        let _ = self.request(Request::Pause { nanoseconds }).await;
+    }
 }
 
 impl DiskFile for SimulatedFile {
     type Buffer = Vec<u8>;
+    type Bytes = Vec<u8>;
 
     fn size(&self) -> u64 {
         self.size

@@ -275,7 +275,7 @@ impl Machine {
         let mut state = self.state();
         let id = state.next_id;
         state.next_id += 1;
-        let due = state.now + state.delay();
+        let due = state.now + state.delay(&request);
         let failure = state.choose_failure(&request);
         state.pending.insert((due, id), Pending { shard, request, failure, orphan: false });
         state.waiting.insert(id, Waiting { waker: None, answer: None });
@@ -307,7 +307,10 @@ impl State {
         self.next_inode
     }
 
-    fn delay(&mut self) -> u64 {
+    fn delay(&mut self, request: &Request) -> u64 {
+        if let Request::Pause { nanoseconds } = request {
+            return *nanoseconds;
+        }
         let conditions = self.conditions;
         if self.random.one_in(conditions.slow_one_in) {
             return self.random.between(conditions.delay_max, conditions.slow_delay);
@@ -387,6 +390,7 @@ impl State {
                 self.directories[shard].file_mut(inode).sync(serial);
                 Ok(Answer::Done)
             }
+            Request::Pause { .. } => Ok(Answer::Done),
         }
     }
 
@@ -397,7 +401,8 @@ impl State {
             1 => {
                 let mut noise = [0; BLOCK];
                 self.random.fill(&mut noise);
-                vec![Rc::new(noise); count]
+                let noise = Rc::new(noise);
+                (0..count).map(|_| Rc::clone(&noise)).collect()
             }
             _ => {
                 let directory = &self.directories[shard];
@@ -467,13 +472,11 @@ impl Future for Completion {
             // The process that waited is gone; only a future leaked over its end gets here.
             return Poll::Pending;
         };
-        match waiting.answer.take() {
-            Some(answer) => Poll::Ready(answer),
-            None => {
-                waiting.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
+        if let Some(answer) = waiting.answer.take() {
+            return Poll::Ready(answer);
         }
+        waiting.waker = Some(context.waker().clone());
+        Poll::Pending
     }
 }
 

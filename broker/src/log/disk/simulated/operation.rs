@@ -18,6 +18,7 @@ pub enum Request {
     Read { inode: Inode, offset: u64, len: usize },
     Write { inode: Inode, first: usize, blocks: Vec<Rc<Block>>, durable: bool },
     Sync { inode: Inode, serial: u64 },
+    Pause { nanoseconds: u64 },
 }
 
 impl Request {
@@ -33,6 +34,7 @@ impl Request {
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
             Self::Sync { .. } => "sync",
+            Self::Pause { .. } => "pause",
         }
     }
 

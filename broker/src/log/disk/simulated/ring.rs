@@ -5,9 +5,6 @@ use std::io;
 use super::machine::Machine;
 use crate::log::disk::{RingHost, RingMemory};
 
-/// The device number of the simulated tmpfs.
-const TMPFS_DEVICE: u64 = 0x1F;
-
 /// A ring file by its path.
 pub(super) struct RingFile {
     inode: u64,
@@ -26,6 +23,7 @@ pub struct SimulatedRing {
     machine: Machine,
     /// None for anonymous memory.
     path: Option<String>,
+    /// Tells the file from a later one at the same path.
     inode: u64,
     bytes: Vec<u8>,
 }
@@ -46,7 +44,7 @@ impl SimulatedRings {
         }
     }
 
-    fn resize(&self, path: &str, len: usize) {
+    fn grow(&self, path: &str, len: usize) {
         if let Some(RingFile { bytes: Some(bytes), .. }) = self.machine.state().rings.get_mut(path) {
             bytes.resize(len, 0);
         }
@@ -77,9 +75,9 @@ impl RingHost for SimulatedRings {
         drop(state);
         // A kill may find the file empty, cut short, or whole and zero.
         self.machine.step();
-        self.resize(path, len / 2);
+        self.grow(path, len / 2);
         self.machine.step();
-        self.resize(path, len);
+        self.grow(path, len);
         let opened = self.open(path)?;
         opened.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, path.to_owned()))
     }
@@ -110,8 +108,14 @@ impl RingMemory for SimulatedRing {
         self.bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
     }
 
-    fn device_and_inode(&self) -> (u64, u64) {
-        if self.path.is_some() { (TMPFS_DEVICE, self.inode) } else { (0, 0) }
+    fn resize(&mut self, len: usize) -> io::Result<()> {
+        self.machine.step();
+        let (shorter, longer) = (self.bytes.len().min(len), self.bytes.len().max(len));
+        let halfway = self.machine.state().random.between(shorter as u64, longer as u64) as usize;
+        self.bytes.resize(halfway, 0);
+        self.machine.step();
+        self.bytes.resize(len, 0);
+        Ok(())
     }
 }
 

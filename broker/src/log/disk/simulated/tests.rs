@@ -63,7 +63,7 @@ fn what_was_not_synced_survives_power_loss_in_part() {
             let file = disk.open("log", Access::Read).await.expect("open");
             file.read_at(0, 4 * BLOCK).await.expect("read")
         });
-        match bytes.iter().filter(|byte| **byte == 1).count() {
+        match bytes.iter().map(|byte| usize::from(*byte)).sum::<usize>() {
             0 => none += 1,
             count if count == 4 * BLOCK => all += 1,
             count => {
