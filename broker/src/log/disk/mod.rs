@@ -13,9 +13,9 @@
 //!   process left in the device's cache too.
 //! - Nothing is said of order between writes in flight together.
 
-#[cfg(test)]
-pub mod contract;
 pub mod simulated;
+#[cfg(test)]
+pub mod tests;
 
 use std::future::Future;
 use std::io;

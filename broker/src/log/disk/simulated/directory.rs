@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::rc::Rc;
 
-use super::file::{Block, FileContents, Tear};
+use super::file::{FileContents, Tear};
 use super::random::Random;
 
 /// A file's number, never used again, as its name may be.
@@ -55,9 +54,9 @@ impl Directory {
         self.files.get_mut(&inode).expect_file(inode)
     }
 
-    pub fn make(&mut self, name: &str, inode: Inode, initial: Vec<Rc<Block>>, serial: u64) -> io::Result<()> {
+    pub fn make(&mut self, name: &str, inode: Inode, contents: FileContents, serial: u64) -> io::Result<()> {
         self.must_be_free(name)?;
-        self.files.insert(inode, FileContents::new(initial));
+        self.files.insert(inode, contents);
         self.names.insert(name.to_owned(), inode);
         self.changes.push((serial, Change::Make { name: name.to_owned(), inode }));
         Ok(())

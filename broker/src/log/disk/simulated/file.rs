@@ -58,6 +58,8 @@ pub struct FileContents {
     durable: Vec<Rc<Block>>,
     /// Per block what was written since it was last durable, oldest first, with the serial of each write's completion.
     cached: BTreeMap<usize, Vec<(u64, Rc<Block>)>>,
+    /// The process that made it, by the count of crashes before.
+    made_by: u64,
     /// Whether a sync has made the size durable; before, a power cut may leave an empty file.
     size_durable: bool,
     /// Blocks that a durable write has filled; the log promises not to write a segment's again.
@@ -66,14 +68,19 @@ pub struct FileContents {
 
 impl FileContents {
     /// A file of whole blocks; `initial` is what the disk happened to hold there.
-    pub fn new(initial: Vec<Rc<Block>>) -> Self {
+    pub fn new(initial: Vec<Rc<Block>>, made_by: u64) -> Self {
         Self {
             durable: initial.clone(),
             seen: initial,
             cached: BTreeMap::new(),
+            made_by,
             size_durable: false,
             appended: BTreeSet::new(),
         }
+    }
+
+    pub fn made_by(&self) -> u64 {
+        self.made_by
     }
 
     pub fn size(&self) -> u64 {

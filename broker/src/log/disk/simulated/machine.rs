@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::directory::Directory;
 use super::disk::SimulatedDisk;
-use super::file::{Block, Tear};
+use super::file::{Block, FileContents, Tear};
 use super::operation::{Answer, Pending, Request};
 use super::random::Random;
 use super::ring::{RingFile, SimulatedRings};
@@ -64,6 +64,15 @@ const ORPHAN_DELAY_MAX: u64 = 30_000_000;
 /// A wait that takes more completions than this is a loop without end.
 const WAIT_COMPLETIONS_MAX: u64 = 1_000_000;
 
+/// A write that the log promises not to make, whether or not a crash punishes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Breach {
+    /// A durable write hit a block that an earlier one had filled.
+    Rewritten { shard: usize, file: String, block: usize },
+    /// A process wrote into a file that an earlier one had made.
+    Inherited { shard: usize, file: String },
+}
+
 struct CrashSignal(Crash);
 
 struct Waiting {
@@ -86,7 +95,8 @@ pub(super) struct State {
     armed: Option<(u64, Crash)>,
     pending: BTreeMap<(u64, u64), Pending>,
     waiting: BTreeMap<u64, Waiting>,
-    rewrites: Vec<(usize, String, usize)>,
+    processes: u64,
+    breaches: Vec<Breach>,
     trace: DefaultHasher,
     verbose: bool,
 }
@@ -114,7 +124,8 @@ impl Machine {
             armed: None,
             pending: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            rewrites: Vec::new(),
+            processes: 0,
+            breaches: Vec::new(),
             trace: DefaultHasher::new(),
             verbose: false,
         };
@@ -174,9 +185,9 @@ impl Machine {
         self.state().trace.finish()
     }
 
-    /// Takes the blocks (shard, file, block) that durable writes hit more than once since the last call.
-    pub fn take_rewrites(&self) -> Vec<(usize, String, usize)> {
-        std::mem::take(&mut self.state().rewrites)
+    /// Takes the breaches since the last call.
+    pub fn take_breaches(&self) -> Vec<Breach> {
+        std::mem::take(&mut self.state().breaches)
     }
 
     /// Runs a process's code; `Err` is the crash that ended it.
@@ -250,6 +261,7 @@ impl Machine {
         let mut state = self.state();
         state.note(&("crash", crash));
         state.armed = None;
+        state.processes += 1;
         state.waiting.clear();
         for ((due, id), pending) in std::mem::take(&mut state.pending) {
             state.orphan(due, id, pending, crash);
@@ -277,6 +289,7 @@ impl Machine {
         state.next_id += 1;
         let due = state.now + state.delay(&request);
         let failure = state.choose_failure(&request);
+        state.look_for_inheritance(shard, &request);
         state.pending.insert((due, id), Pending { shard, request, failure, orphan: false });
         state.waiting.insert(id, Waiting { waker: None, answer: None });
         Completion { machine: self.clone(), id }
@@ -316,6 +329,14 @@ impl State {
             return self.random.between(conditions.delay_max, conditions.slow_delay);
         }
         self.random.between(conditions.delay_min, conditions.delay_max)
+    }
+
+    fn look_for_inheritance(&mut self, shard: usize, request: &Request) {
+        let Request::Write { inode, .. } = request else { return };
+        if self.directories[shard].file(*inode).made_by() != self.processes {
+            let file = self.directories[shard].name_of(*inode).to_owned();
+            self.breaches.push(Breach::Inherited { shard, file });
+        }
     }
 
     fn choose_failure(&mut self, request: &Request) -> Option<io::ErrorKind> {
@@ -366,7 +387,8 @@ impl State {
             Request::Make { name, size } => {
                 let inode = self.next_inode();
                 let initial = self.stale_blocks(shard, size.div_ceil(BLOCK as u64) as usize);
-                self.directories[shard].make(&name, inode, initial, serial)?;
+                let contents = FileContents::new(initial, self.processes);
+                self.directories[shard].make(&name, inode, contents, serial)?;
                 Ok(Answer::File { inode, size })
             }
             Request::Rename { from, to } => self.directories[shard].rename(&from, &to, serial).map(|()| Answer::Done),
@@ -381,8 +403,8 @@ impl State {
             Request::Write { inode, first, blocks, durable } => {
                 let rewritten = self.directories[shard].file_mut(inode).write(first, &blocks, serial, durable);
                 if let Some(block) = rewritten {
-                    let name = self.directories[shard].name_of(inode).to_owned();
-                    self.rewrites.push((shard, name, block));
+                    let file = self.directories[shard].name_of(inode).to_owned();
+                    self.breaches.push(Breach::Rewritten { shard, file, block });
                 }
                 Ok(Answer::Done)
             }

@@ -28,7 +28,7 @@ mod tasks;
 mod tests;
 
 pub use disk::{SimulatedDisk, SimulatedFile};
-pub use machine::{Conditions, Crash, Machine};
+pub use machine::{Breach, Conditions, Crash, Machine};
 pub use random::Random;
 pub use ring::{SimulatedRing, SimulatedRings};
 pub use tasks::Tasks;

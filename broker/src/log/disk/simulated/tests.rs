@@ -1,7 +1,8 @@
 //! What the simulated machine promises: the contract of every disk, and the crashes as the module's table draws them.
 
 use super::*;
-use crate::log::disk::{Access, BLOCK, Disk, DiskFile, RingHost, RingMemory, contract};
+use crate::log::disk::tests::contract;
+use crate::log::disk::{Access, BLOCK, Disk, DiskFile, RingHost, RingMemory};
 
 const SEEDS: u64 = 200;
 
@@ -177,10 +178,23 @@ fn a_block_appended_twice_is_noticed() {
         let file = disk.open("log", Access::Append).await.expect("open");
         file.write_at(block(1), 0).await.expect("append");
         file.write_at(block(1), BLOCK as u64).await.expect("append");
-        assert!(machine.take_rewrites().is_empty());
+        assert!(machine.take_breaches().is_empty());
         file.write_at(block(2), 0).await.expect("append");
     });
-    assert_eq!(machine.take_rewrites(), [(0, "log".to_owned(), 0)]);
+    assert_eq!(machine.take_breaches(), [Breach::Rewritten { shard: 0, file: "log".to_owned(), block: 0 }]);
+}
+
+#[test]
+fn a_write_into_an_earlier_process_s_file_is_noticed() {
+    let machine = Machine::new(1, 1, Conditions::default());
+    let disk = machine.disk(0);
+    machine.block_on(zeroed(&disk, "log", 2));
+    machine.crash(Crash::Kill);
+    machine.block_on(async {
+        let file = disk.open("log", Access::Append).await.expect("open");
+        file.write_at(block(1), 0).await.expect("append");
+    });
+    assert_eq!(machine.take_breaches(), [Breach::Inherited { shard: 0, file: "log".to_owned() }]);
 }
 
 #[test]

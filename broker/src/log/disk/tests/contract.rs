@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::{Access, BLOCK, Disk, DiskFile};
+use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 
 /// Runs every case in a directory that is empty at first and is left as the cases leave it.
 pub async fn check<D: Disk>(disk: &D) {

@@ -1,0 +1,3 @@
+//! What every disk is tested against.
+
+pub mod contract;
