@@ -31,6 +31,7 @@ pub struct Settings {
     ring_bytes: u64,
     segment_bytes: u64,
     arguments: Vec<String>,
+    listen: Option<SocketAddr>,
     ring_parent: PathBuf,
 }
 
@@ -42,6 +43,7 @@ impl Default for Settings {
             ring_bytes: 1 << 20,
             segment_bytes: 4 << 20,
             arguments: Vec::new(),
+            listen: None,
             ring_parent: PathBuf::from("/dev/shm"),
         }
     }
@@ -69,6 +71,12 @@ impl Settings {
         self
     }
 
+    /// The address to listen on at the first start, instead of a free port.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
     /// One more argument for the broker, for example a test switch.
     pub fn argument(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
@@ -79,12 +87,16 @@ impl Settings {
     pub fn prepare(self) -> Broker {
         let ring = tempfile::Builder::new().prefix("peregrine-test-").tempdir_in(&self.ring_parent);
         let home = tempfile::Builder::new().prefix("broker-").tempdir_in(disk_folder());
+        let home = home.expect("a directory can be made under target");
+        let ring = ring.expect("a directory can be made on tmpfs");
         Broker {
+            address: self.listen,
             settings: self,
-            home: home.expect("a directory can be made under target"),
-            ring: ring.expect("a directory can be made on tmpfs"),
+            data: home.path().join("data"),
+            home,
+            ring_directory: ring.path().to_path_buf(),
+            _ring: Some(ring),
             running: None,
-            address: None,
         }
     }
 
@@ -132,7 +144,10 @@ pub struct Refusal {
 pub struct Broker {
     settings: Settings,
     home: TempDir,
-    ring: TempDir,
+    data: PathBuf,
+    ring_directory: PathBuf,
+    /// Removes the ring directory, unless it is another broker's.
+    _ring: Option<TempDir>,
     running: Option<Running>,
     /// Where it listened when it was last ready; a restart listens there again.
     address: Option<SocketAddr>,
@@ -169,8 +184,13 @@ impl Broker {
     /// # Panics
     /// If it becomes ready, succeeds, or still runs after some seconds.
     pub fn start_refused(&mut self) -> Refusal {
+        self.start_refused_as(|_| {})
+    }
+
+    /// The same, with the process changed before it starts: other limits, another user.
+    pub fn start_refused_as(&mut self, change: impl FnOnce(&mut Command)) -> Refusal {
         let logged_before = self.log().len();
-        let mut running = self.spawn();
+        let mut running = self.spawn_as(change);
         let status = wait_for_exit(&mut running.child, EXIT_WITHIN);
         let status = status.unwrap_or_else(|| {
             let _ = running.child.kill();
@@ -184,16 +204,31 @@ impl Broker {
         refusal
     }
 
+    /// A second broker on the directories of this one, which must refuse.
+    pub fn twin_refused(&self) -> Refusal {
+        let mut twin = Broker {
+            settings: self.settings.clone(),
+            home: tempfile::Builder::new().prefix("twin-").tempdir_in(disk_folder()).expect("a directory can be made"),
+            data: self.data.clone(),
+            ring_directory: self.ring_directory.clone(),
+            _ring: None,
+            running: None,
+            address: None,
+        };
+        twin.start_refused()
+    }
+
     fn spawn(&mut self) -> Running {
+        self.spawn_as(|_| {})
+    }
+
+    fn spawn_as(&mut self, change: impl FnOnce(&mut Command)) -> Running {
         assert!(self.running.is_none(), "the broker already runs");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the log can be opened");
-        let mut child = Command::new(program("peregrine-broker"))
-            .args(self.arguments())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the broker can be started");
+        let mut command = Command::new(program("peregrine-broker"));
+        command.args(self.arguments()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        change(&mut command);
+        let mut child = command.spawn().expect("the broker can be started");
         let stdout = child.stdout.take().expect("standard output is piped");
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -211,13 +246,13 @@ impl Broker {
         let listen = self.address.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
         let mut arguments = vec![
             "--data".to_owned(),
-            self.data().to_string_lossy().into_owned(),
+            self.data.to_string_lossy().into_owned(),
             format!("--listen={listen}"),
             format!("--shards={}", self.settings.shards),
             "--idle=park".to_owned(),
             format!("--segment-size={}", self.settings.segment_bytes),
             format!("--ring-size={}", self.settings.ring_bytes),
-            format!("--ring-dir={}", self.ring.path().display()),
+            format!("--ring-dir={}", self.ring_directory.display()),
         ];
         arguments.extend(self.settings.arguments.iter().cloned());
         arguments
@@ -298,12 +333,12 @@ impl Broker {
         CommandLine::new(self.address())
     }
 
-    pub fn data(&self) -> PathBuf {
-        self.home.path().join("data")
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     pub fn ring_directory(&self) -> &Path {
-        self.ring.path()
+        &self.ring_directory
     }
 
     /// A directory for the test's own files, removed with the broker.
