@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+use peregrine_protocol::ids::Nanos;
+use peregrine_protocol::limits::IN_FLIGHT_MAX;
+
 /// One kibibyte, bytes.
 pub const KIB: usize = 1024;
 /// One mebibyte, bytes.
@@ -97,3 +100,35 @@ pub const BACKGROUND_SLICE: Duration = Duration::from_micros(50);
 pub const HUNG_AFTER: Duration = Duration::from_secs(10);
 /// How long a shutdown waits for answers to leave through slow sockets.
 pub const LINGER: Duration = Duration::from_secs(2);
+
+// --- Engine: catalogue ----------------------------------------------------------------------------------------------------
+
+/// Live topics of a broker. Each shard holds a copy of the catalogue, 250 bytes a topic: 16 MiB a shard at the most.
+pub const TOPICS_MAX: usize = 65_536;
+/// Catalogue changes that wait for their entry to be durable; more are answered `Busy`. One is a device flush away.
+pub const CATALOGUE_CHANGES_PENDING_MAX: usize = 1_024;
+/// After which a catalogue change that met that bound is worth another try: some flushes.
+pub const CATALOGUE_RETRY: Nanos = Nanos::from_millis(10);
+
+// --- Engine: queues -------------------------------------------------------------------------------------------------------
+
+/// Batches of an index chunk. One is found by decoding at most this many, 5 ns each; a chunk's 72 bytes of head are one byte a
+/// batch.
+pub const INDEX_CHUNK_BATCHES: u32 = 64;
+
+// --- Engine: producers ----------------------------------------------------------------------------------------------------
+
+/// Batches remembered of a producer in a queue: those that may be in flight, so that each can be sent again.
+pub const PRODUCER_BATCHES_REMEMBERED: usize = IN_FLIGHT_MAX as usize;
+/// States of (producer, queue). One that wrote a batch takes about 250 bytes, one that wrote 64 takes 2.2 KiB: 64 MiB where
+/// all wrote little, 576 MiB at the very most.
+pub const PRODUCER_STATES_MAX: usize = 262_144;
+/// A producer's state that was idle for so long may be forgotten: 7 days.
+pub const PRODUCER_IDLE_NS: Nanos = Nanos::from_secs(7 * 24 * 3600);
+/// States looked at for forgetting with each batch. A batch adds at most one, so two shrink what is overdue.
+pub const PRODUCER_STATES_AGED_PER_BATCH: usize = 2;
+
+// --- Engine: readers ------------------------------------------------------------------------------------------------------
+
+/// Subscriptions, 120 bytes each: 32 MiB at the most.
+pub const SUBSCRIPTIONS_MAX: usize = 262_144;

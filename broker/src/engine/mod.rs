@@ -1,0 +1,363 @@
+//! What a shard does with messages, as a plain state machine: no I/O, no clock, no runtime.
+//!
+//! It has two halves. `decide_*` sees requests and the time and changes nothing: it returns an entry to append, an answer, or a
+//! [`Refusal`]. [`Engine::apply`] changes durable state, from entries alone; production, recovery, the simulator and later
+//! followers run the same one. What depends on time is decided once and stands in the entry (its store time). In one turn of
+//! its executor, and with nothing between, a shard calls
+//!
+//! ```text
+//!   decide_produce ──► log.append ──► apply ──► on_published ┐
+//!                        flusher ─────────────► on_durable   ┴─► next_delivery …, Acknowledgements::next_released …
+//! ```
+//!
+//! The state is a cache of the log. A start makes an engine, hands a copy the catalogue of shard 0
+//! ([`Engine::install_catalogue`]), applies what the log holds, and ends with [`Engine::recovered`]: all that was recovered is
+//! durable then, and visible.
+//!
+//! - `catalogue`, `topic_change`, `id_ranges`: which topics exist
+//! - `queue`, `epochs`, `index`: what a queue holds, and where
+//! - `producer`: what was stored already
+//! - `produce`, `reading`: requests to write and to read
+//! - `visibility`, `reader`, `acknowledgement`: who is told, and when
+
+mod acknowledgement;
+mod apply;
+mod catalogue;
+mod digest;
+mod epochs;
+mod id_ranges;
+mod index;
+mod produce;
+mod producer;
+mod queue;
+mod reader;
+mod reading;
+mod refusal;
+mod topic_change;
+mod visibility;
+
+use std::collections::VecDeque;
+
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, ShardId, SubscriptionId, TopicId};
+
+pub use acknowledgement::Acknowledgements;
+pub use apply::{Applied, ApplyError, ApplyErrorReason};
+pub use catalogue::{CatalogueDecision, CatalogueSnapshot, Topic, TopicState};
+pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
+pub use queue::QueueKey;
+pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};
+pub use reading::{FetchLimits, QueuePlace, StartAt};
+pub use refusal::Refusal;
+pub use topic_change::{ChangeKind, TopicChange, TopicChangeError};
+
+use catalogue::Catalogue;
+use producer::Ageing;
+use queue::Queues;
+use reader::Readers;
+use visibility::Visibility;
+
+/// The shard whose log is the home of the catalogue.
+pub const HOME: ShardId = ShardId(0);
+
+/// What `memory` messages get where the ring does not survive the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryLevel {
+    /// The ring survives: `memory` is kept as it is.
+    #[default]
+    Kept,
+    /// They are stored at `synced`, and the acknowledgement says so.
+    Raised,
+    /// They are refused with `LevelUnavailable`.
+    Refused,
+}
+
+/// Which part of the broker an engine is.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    pub shard: ShardId,
+    /// Shards of the broker, this one included.
+    pub shards: u16,
+    pub memory_level: MemoryLevel,
+}
+
+/// How much an engine holds, for `peregrine stats shards`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineCounts {
+    pub topics: usize,
+    /// Queues of this shard that hold messages or have had a reader.
+    pub queues: usize,
+    pub producers: usize,
+    pub subscriptions: usize,
+    /// Batches that are not durable.
+    pub pending_batches: usize,
+}
+
+/// The state of one shard.
+#[derive(Debug)]
+pub struct Engine {
+    options: EngineOptions,
+    catalogue: Catalogue,
+    queues: Queues,
+    ageing: Ageing,
+    visibility: Visibility,
+    readers: Readers,
+    /// Store time of the newest entry.
+    store_time: Nanos,
+    published: LogPosition,
+    durable: LogPosition,
+    /// Catalogue changes that took effect and that the other shards were not told yet.
+    effects: VecDeque<TopicState>,
+    phase: Phase,
+    /// A hole in the log was accepted: offsets and sequences may jump behind it.
+    holes: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Entries come from the log, and all of them count as durable.
+    Recovering,
+    Running,
+    /// A flush failed. What was visible is served; nothing else becomes so.
+    Poisoned,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet and takes what the log holds.
+    pub fn new(options: EngineOptions) -> Self {
+        assert!(options.shard.0 < options.shards, "the shard is one of the broker's");
+        Self {
+            options,
+            catalogue: Catalogue::default(),
+            queues: Queues::default(),
+            ageing: Ageing::default(),
+            visibility: Visibility::default(),
+            readers: Readers::default(),
+            store_time: Nanos::ZERO,
+            published: LogPosition(0),
+            durable: LogPosition(0),
+            effects: VecDeque::new(),
+            phase: Phase::Recovering,
+            holes: false,
+        }
+    }
+
+    // Starting.
+
+    /// The catalogue as shard 0 knows it, before the first entry is applied. For every shard but shard 0.
+    pub fn install_catalogue(&mut self, snapshot: CatalogueSnapshot) {
+        assert!(!self.is_home() && self.phase == Phase::Recovering, "a copy is installed at the start");
+        self.catalogue.install(snapshot);
+    }
+
+    /// The log that is being read back has a hole that was given up by `--accept-loss`; call it before what lies behind.
+    pub fn accept_hole(&mut self) {
+        assert!(self.phase == Phase::Recovering, "holes are found while the log is read back");
+        self.holes = true;
+    }
+
+    /// The whole log was applied and ends, durable, at `end`; from here on entries are new ones.
+    pub fn recovered(&mut self, end: LogPosition) {
+        assert!(self.phase == Phase::Recovering, "a start ends once");
+        (self.published, self.durable) = (end, end);
+        self.holes = false;
+        self.phase = Phase::Running;
+    }
+
+    // The log moves on.
+
+    /// Everything below `to` is whole in the ring.
+    pub fn on_published(&mut self, to: LogPosition) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        assert!(to >= self.published, "published never goes back");
+        self.published = to;
+        self.visibility.publish(to, &mut self.queues, |queue| self.readers.wake(queue));
+    }
+
+    /// Everything below `to` is on the device; at most what [`Self::on_published`] was told.
+    pub fn on_durable(&mut self, to: LogPosition) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        assert!(self.durable <= to && to <= self.published, "durable follows published and never goes back");
+        self.durable = to;
+        self.visibility.harden(to, &mut self.queues, |queue| self.readers.wake(queue));
+        self.settle_catalogue(to);
+    }
+
+    /// A flush failed: nothing more becomes visible or takes effect, and every change is refused.
+    pub fn on_poisoned(&mut self) {
+        self.phase = Phase::Poisoned;
+    }
+
+    pub fn is_poisoned(&self) -> bool {
+        self.phase == Phase::Poisoned
+    }
+
+    pub fn published(&self) -> LogPosition {
+        self.published
+    }
+
+    pub fn durable(&self) -> LogPosition {
+        self.durable
+    }
+
+    // The catalogue.
+
+    /// Whether this engine's log is the home of the catalogue.
+    pub fn is_home(&self) -> bool {
+        self.options.shard == HOME
+    }
+
+    /// Create is idempotent: an equal topic is [`CatalogueDecision::Done`]. At home only, as all changes.
+    pub fn decide_create(&self, name: &str, queues: u32, now: Nanos) -> Result<CatalogueDecision, Refusal> {
+        self.check_home_writes()?;
+        self.catalogue.decide_create(name, queues, self.store_time_at(now))
+    }
+
+    /// Alter only adds queues.
+    pub fn decide_alter(&self, name: &str, queues: u32, now: Nanos) -> Result<CatalogueDecision, Refusal> {
+        self.check_home_writes()?;
+        self.catalogue.decide_alter(name, queues, self.store_time_at(now))
+    }
+
+    pub fn decide_delete(&self, name: &str, now: Nanos) -> Result<CatalogueDecision, Refusal> {
+        self.check_home_writes()?;
+        self.catalogue.decide_delete(name, self.store_time_at(now))
+    }
+
+    /// At home: the next change that took effect, to be told to every other shard before it is answered.
+    pub fn next_catalogue_effect(&mut self) -> Option<TopicState> {
+        self.effects.pop_front()
+    }
+
+    /// At home: the whole catalogue, for the start of the other shards.
+    pub fn catalogue_snapshot(&self) -> CatalogueSnapshot {
+        assert!(self.is_home(), "only shard 0 hands the catalogue out");
+        self.catalogue.snapshot()
+    }
+
+    /// In a copy: what shard 0 says about a topic. News that are old or unknown change nothing.
+    pub fn topic_changed(&mut self, state: &TopicState) {
+        assert!(!self.is_home(), "shard 0 learns about topics from its own log");
+        let before = self.catalogue.set(state);
+        self.forget_deleted(state, before);
+    }
+
+    /// The highest topic id seen here; shard 0 gives new topics ids above those of all shards ([`Self::raise_topic_id`]).
+    pub fn highest_topic_id(&self) -> TopicId {
+        self.catalogue.highest()
+    }
+
+    pub fn raise_topic_id(&mut self, seen: TopicId) {
+        self.catalogue.raise_highest(seen);
+    }
+
+    /// What the catalogue says of an id.
+    pub fn topic(&self, id: TopicId) -> TopicState {
+        self.catalogue.state(id)
+    }
+
+    /// The topic of that name. A copy that finds none asks shard 0 before it says so.
+    pub fn topic_named(&self, name: &str) -> Option<&Topic> {
+        self.catalogue.named(name)
+    }
+
+    /// Topics in the order of their names, those behind `after`: a page begins behind the last name of the one before.
+    pub fn topics_after(&self, after: Option<&str>) -> impl Iterator<Item = &Topic> + '_ {
+        self.catalogue.after(after)
+    }
+
+    // Subscriptions, once they are made: see `reading` for how they begin.
+
+    pub fn credit(&mut self, owner: ReaderOwner, id: SubscriptionId, credit: Credit) -> Result<(), Refusal> {
+        self.readers.credit(owner, id, credit, &mut self.queues)
+    }
+
+    /// What to do next for a reader, or `None` when all are served, without credit, or busy with their last batch.
+    pub fn next_delivery(&mut self) -> Option<Delivery> {
+        self.readers.next_delivery(&mut self.queues)
+    }
+
+    /// The last batch of this subscription is sent or buffered: it may have the next one.
+    pub fn delivered(&mut self, id: SubscriptionId) {
+        self.readers.delivered(id, &mut self.queues);
+    }
+
+    pub fn unsubscribe(&mut self, owner: ReaderOwner, id: SubscriptionId) -> Result<(), Refusal> {
+        self.readers.unsubscribe(owner, id, &mut self.queues)
+    }
+
+    /// A connection is gone, and its subscriptions with it.
+    pub fn detach(&mut self, owner: ReaderOwner) {
+        self.readers.detach(owner, &mut self.queues);
+    }
+
+    pub fn counts(&self) -> EngineCounts {
+        EngineCounts {
+            topics: self.catalogue.len(),
+            queues: self.queues.len(),
+            producers: self.ageing.len(),
+            subscriptions: self.readers.len(),
+            pending_batches: self.visibility.len(),
+        }
+    }
+
+    // Used by both halves.
+
+    /// The store time of an entry decided at `now`: it never goes back within a shard.
+    fn store_time_at(&self, now: Nanos) -> Nanos {
+        now.max(self.store_time)
+    }
+
+    fn check_home_writes(&self) -> Result<(), Refusal> {
+        assert!(self.phase != Phase::Recovering, "no request is decided before the start is done");
+        if !self.is_home() {
+            return Err(Refusal::WrongShard(HOME));
+        }
+        if self.is_poisoned() { Err(Refusal::Poisoned) } else { Ok(()) }
+    }
+
+    /// The topic, if it has that queue and the queue is this shard's.
+    fn check_queue(&self, topic: TopicId, queue: QueueId) -> Result<&Topic, Refusal> {
+        let unknown =
+            |otherwise: ErrorCode, refusal| Err(if self.is_home() { refusal } else { Refusal::AskHome { otherwise } });
+        let topic = match self.catalogue.get(topic) {
+            Some(topic) => topic,
+            None if self.catalogue.is_deleted(topic) => return Err(Refusal::TopicDeleted),
+            None => return unknown(ErrorCode::UnknownTopic, Refusal::UnknownTopic),
+        };
+        if queue.0 >= topic.queues {
+            return unknown(ErrorCode::UnknownQueue, Refusal::UnknownQueue);
+        }
+        match topic.shard_of(queue, self.options.shards) {
+            owner if owner == self.options.shard => Ok(topic),
+            owner => Err(Refusal::WrongShard(owner)),
+        }
+    }
+
+    fn settle_catalogue(&mut self, durable: LogPosition) {
+        while let Some((state, before)) = self.catalogue.settle_next(durable) {
+            self.forget_deleted(&state, before);
+            if self.phase != Phase::Recovering {
+                self.effects.push_back(state);
+            }
+        }
+    }
+
+    /// Drops what this shard holds of a topic that is deleted from now on.
+    fn forget_deleted(&mut self, state: &TopicState, before: Option<Topic>) {
+        let (TopicState::Deleted(id), Some(topic)) = (state, before) else { return };
+        self.readers.end_topic(*id);
+        for queue in (0..topic.queues).map(QueueId) {
+            if let Some(removed) = self.queues.remove(QueueKey { topic: *id, queue }) {
+                self.ageing.removed(removed.producers.len(), &self.queues);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

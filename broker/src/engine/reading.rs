@@ -1,0 +1,135 @@
+//! Requests to read: where a queue begins and ends, subscribing, one-shot fetches, and the check of a reader's place.
+//!
+//! A reader's place is (epoch, offset): see `epochs` for when it is still valid. Readers see a queue up to its visible end.
+
+use peregrine_protocol::ids::{Epoch, Nanos, QueueId, QueueOffset, SubscriptionId, TopicId};
+
+use super::queue::{Queue, QueueKey};
+use super::reader::{BatchPlace, Credit, ReaderOwner};
+use super::refusal::Refusal;
+use super::{Engine, Phase};
+
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAt {
+    /// The first message that the queue has.
+    Earliest,
+    /// The visible end: messages that are not visible yet.
+    Latest,
+    /// A place it was at before; [`Epoch::ANY`] where it has no expectation.
+    Offset { epoch: Epoch, offset: QueueOffset },
+    /// The first message stored at this instant or later.
+    Time(Nanos),
+}
+
+/// A place in a queue, and where the queue begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePlace {
+    /// The offset asked for, and the epoch to name beside it.
+    pub offset: QueueOffset,
+    pub epoch: Epoch,
+    /// The first message that the queue has.
+    pub first: QueueOffset,
+    /// The end of what readers see.
+    pub visible_end: QueueOffset,
+    /// The queue's end: what is beyond `visible_end` was taken in and has not reached its level.
+    pub end: QueueOffset,
+}
+
+/// How much one fetch returns. The first batch comes whole, however large it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchLimits {
+    pub messages: u64,
+    pub bytes: u64,
+    /// Batches; at most the protocol's bound of an answer.
+    pub batches: usize,
+}
+
+impl Engine {
+    /// Where a reader that begins at `start` stands.
+    pub fn look_up(&self, topic: TopicId, queue: QueueId, start: StartAt) -> Result<QueuePlace, Refusal> {
+        assert!(self.phase != Phase::Recovering, "no request is decided before the start is done");
+        self.check_queue(topic, queue)?;
+        match self.queues.by_key(QueueKey { topic, queue }) {
+            Some(queue) => place_in(queue, start),
+            None => place_in(&Queue::new(QueueKey { topic, queue }), start),
+        }
+    }
+
+    /// Begins a subscription; its batches come from [`Engine::next_delivery`] as its credit allows.
+    pub fn subscribe(
+        &mut self,
+        owner: ReaderOwner,
+        topic: TopicId,
+        queue: QueueId,
+        start: StartAt,
+        credit: Credit,
+    ) -> Result<(SubscriptionId, QueuePlace), Refusal> {
+        let place = self.look_up(topic, queue, start)?;
+        let slot = self.queues.find_or_make(QueueKey { topic, queue });
+        let Some(queue) = self.queues.get_mut(slot) else { unreachable!("a queue just found lives") };
+        let id = self.readers.add(owner, slot, queue, place.offset, credit)?;
+        Ok((id, place))
+    }
+
+    /// A reader's acknowledgement of all below (epoch, offset). A reader keeps its own place, so this only checks it.
+    pub fn check_read(
+        &self,
+        owner: ReaderOwner,
+        id: SubscriptionId,
+        epoch: Epoch,
+        offset: QueueOffset,
+    ) -> Result<(), Refusal> {
+        let slot = self.readers.queue_of(owner, id)?;
+        let queue = self.queues.get(slot).ok_or(Refusal::UnknownSubscription)?;
+        queue.epochs.check(epoch, offset, queue.end).map_err(|at| Refusal::Truncated { at })
+    }
+
+    /// One round of reading from (epoch, offset): the visible batches from there on that the limits allow go into `batches`.
+    pub fn fetch(
+        &self,
+        topic: TopicId,
+        queue: QueueId,
+        start: StartAt,
+        limits: FetchLimits,
+        batches: &mut Vec<BatchPlace>,
+    ) -> Result<QueuePlace, Refusal> {
+        let place = self.look_up(topic, queue, start)?;
+        let Some(queue) = self.queues.by_key(QueueKey { topic, queue }) else { return Ok(place) };
+        let (mut messages, mut bytes) = (0, 0);
+        let mut cursor = queue.index.seek(place.offset);
+        while batches.len() < limits.batches && messages < limits.messages {
+            let Some(entry) = queue.index.next(&mut cursor).filter(|entry| entry.end() <= queue.visible) else { break };
+            let batch = BatchPlace::for_reader(&entry, place.offset);
+            if !batches.is_empty() && bytes + u64::from(batch.length) > limits.bytes {
+                break;
+            }
+            messages += batch.wanted();
+            bytes += u64::from(batch.length);
+            batches.push(batch);
+        }
+        Ok(place)
+    }
+}
+
+fn place_in(queue: &Queue, start: StartAt) -> Result<QueuePlace, Refusal> {
+    let (offset, epoch) = match start {
+        StartAt::Earliest => (queue.first().min(queue.visible), None),
+        StartAt::Latest => (queue.visible, None),
+        StartAt::Time(time) => match queue.index.at_time(time) {
+            Some(entry) => (entry.offset.min(queue.visible), None),
+            None => (queue.visible, None),
+        },
+        StartAt::Offset { epoch, offset } => {
+            queue.epochs.check(epoch, offset, queue.end).map_err(|at| Refusal::Truncated { at })?;
+            (offset, (epoch != Epoch::ANY).then_some(epoch))
+        }
+    };
+    Ok(QueuePlace {
+        offset,
+        epoch: epoch.unwrap_or_else(|| queue.epochs.at(offset)),
+        first: queue.first(),
+        visible_end: queue.visible,
+        end: queue.end,
+    })
+}
