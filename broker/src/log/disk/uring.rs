@@ -234,7 +234,7 @@ impl Deref for DirectBytes {
 mod tests {
     use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 
-    use super::super::tests as contract;
+    use super::super::tests::contract;
     use super::*;
 
     /// The disk that the build stands on: the folder for temporary files may be a tmpfs, which is no disk.
