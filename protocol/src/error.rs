@@ -122,6 +122,8 @@ pub struct ErrorDetail {
     pub shard: Option<u64>,
     /// `Busy`: nanoseconds after which another try makes sense.
     pub retry_after_ns: Option<u64>,
+    /// Any code: the subscription that ends with this error; such an error is pushed with correlation 0.
+    pub subscription: Option<u64>,
 }
 
 #[cfg(test)]

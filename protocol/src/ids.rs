@@ -155,6 +155,8 @@ impl MessageId {
     const POSITION_BITS: u32 = 54;
     /// A record's start is a multiple of this many bytes.
     const UNIT: u64 = 8;
+    /// Records start below this position.
+    pub const POSITION_LIMIT: u64 = Self::UNIT << Self::POSITION_BITS;
 
     /// The id of the record at `position` (a multiple of 8, below 2^57) of `shard`.
     pub fn new(shard: ShardId, position: LogPosition) -> Self {

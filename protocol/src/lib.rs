@@ -5,13 +5,18 @@
 //!
 //! - [`ids`], [`limits`], [`error`], [`name`]: newtypes, bounds, the table of errors, what a name may be;
 //! - [`checksum`], [`placement`]: CRC32, and which shard and queue a message belongs to;
-//! - [`entry`]: the unit of the log; [`record`]: the messages in a batch.
+//! - [`entry`]: the unit of the log; [`record`]: the messages in a batch;
+//! - [`preamble`], [`frame`]: how a connection is cut into frames; [`message`]: what they mean.
 
 pub mod checksum;
 pub mod entry;
 pub mod error;
+pub mod frame;
+mod generated;
 pub mod ids;
 pub mod limits;
+pub mod message;
 pub mod name;
 pub mod placement;
+pub mod preamble;
 pub mod record;
