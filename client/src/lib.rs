@@ -1,1 +1,3 @@
-
+//! Client.
+pub mod error;
+pub mod idempotence;
