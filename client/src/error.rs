@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn every_sentence_is_one_and_says_its_subject() {
-        let refusal = Refusal { number: 40, retriable: true, sentence: "no room".into(), detail: ErrorDetail::default() };
+        let refusal =
+            Refusal { number: 40, retriable: true, sentence: "no room".into(), detail: ErrorDetail::default() };
         assert_eq!(Error::from(refusal.clone()).to_string(), "no room (Busy)");
         assert!(Error::from(refusal.clone()).is_retriable());
         assert_eq!(Error::from(Refusal { number: 65_000, ..refusal }).to_string(), "no room (error 65000)");

@@ -50,17 +50,16 @@ pub struct Acknowledgement {
     pub duplicate: bool,
 }
 
-/// Messages that had been acknowledged and that a failure took back which their level does not survive.
+/// Messages that had been acknowledged and that a failure took back which their level does not survive. It is noticed with the next
+/// batch to the queue, unless the producer had to start a new epoch for a finally refused batch in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loss {
     /// Where.
     pub queue: QueueId,
-    /// How many acknowledged batches are gone; if not `exact`, at least so many.
-    pub batches: u64,
-    /// How many messages they held; if not `exact`, at least so many.
+    /// How many; if not `exact`, at least so many.
     pub messages: u64,
-    /// Whether these are the whole numbers. They are unless more batches are gone than a producer remembers the sizes of, or a
-    /// second power cut came before anything was synced after a first one.
+    /// Whether this is the whole number. It is unless more is gone than a producer remembers (1,024 batches), or a second power cut
+    /// came before anything was synced after a first one.
     pub exact: bool,
 }
 
@@ -114,6 +113,8 @@ pub(super) struct Batch<T> {
     /// Who still waits. Empty where all gave up: the batch is sent on all the same, so that the numbers behind it stay true.
     pub pending: Vec<Pending<T>>,
     pub state: State,
+    /// A copy was sent on a connection that was given up, so that the broker may still come to read it.
+    pub is_orphaned: bool,
 }
 
 impl<T> Chunk<T> {
@@ -135,6 +136,7 @@ impl<T> Chunk<T> {
             records,
             pending,
             state: State::Unsent { maybe_stored: false },
+            is_orphaned: false,
         }
     }
 }

@@ -75,7 +75,12 @@ impl<T> ProducerCore<T> {
         let is_connected = self.connected.contains(&shard);
         let entry = self.lanes.entry(queue).or_insert_with(|| {
             let back_off = BackOff::new(FIRST_DELAY, LONGEST_DELAY, options.seed ^ u64::from(queue.0));
-            Entry { lane: Lane::new(queue, options.limits, back_off, is_connected, now), shard, is_ready: false, wake: None }
+            Entry {
+                lane: Lane::new(queue, options.limits, back_off, is_connected, now),
+                shard,
+                is_ready: false,
+                wake: None,
+            }
         });
         let deadline = Nanos(now.0.saturating_add(options.timeout.0));
         entry.lane.push(level, record, token, deadline, &mut self.outcomes);
@@ -120,7 +125,7 @@ impl<T> ProducerCore<T> {
         self.connected.remove(&shard);
         for queue in self.queues_of(shard) {
             if let Some(entry) = self.lanes.get_mut(&queue) {
-                entry.lane.disconnected(&mut self.outcomes);
+                entry.lane.disconnected();
             }
             self.update(queue, now);
         }

@@ -4,9 +4,10 @@
 //! - A batch gets its number when it is first sent and keeps number and bytes through every reconnect, so that the broker can tell a
 //!   repetition. Numbers never span more than 64, which is what the broker remembers.
 //! - After a refusal nothing is sent until every batch in flight is answered (*settling*); then all that is unanswered goes again, in
-//!   order. A stale `OutOfSequence` can so never be taken for news.
-//! - A number is used for other bytes only in a higher producer epoch, and only for batches that the broker said it does not have: a
-//!   copy that still stands in an old connection's buffer is fenced, and one that was stored is never sent under a second number.
+//!   order. `OutOfSequence` is taken for a loss only if its attempt was sent after the acknowledgement that it contradicts had come.
+//! - A batch gets another number only when the broker said that it does not have it: behind a finally refused one, which left its
+//!   number unused, and after a loss, in a higher producer epoch. Behind a refused one, too, the epoch is raised if copies may still
+//!   stand in an old connection's buffer: the higher epoch fences them.
 //! - A message that times out after its batch was sent is reported as unknown, but the batch is sent on.
 
 use std::collections::VecDeque;
@@ -40,8 +41,8 @@ pub struct BatchLimits {
 struct Restart {
     /// Batches below keep their number and are answered first.
     from: Sequence,
-    /// Acknowledged batches at or above this are lost.
-    lost_from: Option<Sequence>,
+    /// Acknowledged batches at or above this were reported lost.
+    reported_from: Option<Sequence>,
 }
 
 #[derive(Debug)]
@@ -54,13 +55,15 @@ pub(super) struct Lane<T> {
     window: VecDeque<Batch<T>>,
     waiting: VecDeque<Chunk<T>>,
     next_attempt: u64,
+    /// `next_attempt` when the newest acknowledgement came: attempts from here on were sent in its knowledge.
+    attempt_after_acknowledgement: u64,
     in_flight: usize,
     connected: bool,
     settling: bool,
     restart: Option<Restart>,
     back_off: BackOff,
     resend_at: Option<Nanos>,
-    /// Record counts of the batches just below `first`, the newest last.
+    /// Messages acknowledged with each of the batches just below `first`, the newest last.
     acknowledged_sizes: VecDeque<u32>,
     /// The newest batch of this epoch that was acknowledged as synced: nothing up to it can be lost.
     synced_through: Option<Sequence>,
@@ -81,6 +84,7 @@ impl<T> Lane<T> {
             window: VecDeque::new(),
             waiting: VecDeque::new(),
             next_attempt: 0,
+            attempt_after_acknowledgement: 0,
             in_flight: 0,
             connected,
             settling: false,
@@ -96,7 +100,14 @@ impl<T> Lane<T> {
     }
 
     /// Takes one encoded record. It joins what waits, or waits alone.
-    pub fn push(&mut self, level: DurableLevel, record: &[u8], token: T, deadline: Nanos, out: &mut VecDeque<Outcome<T>>) {
+    pub fn push(
+        &mut self,
+        level: DurableLevel,
+        record: &[u8],
+        token: T,
+        deadline: Nanos,
+        out: &mut VecDeque<Outcome<T>>,
+    ) {
         if let Some(error) = &self.closed {
             out.push_back(Outcome::Failed { token, queue: self.queue, error: error.clone() });
             return;
@@ -169,10 +180,10 @@ impl<T> Lane<T> {
         self.in_flight -= 1;
         match answer {
             Ok(acknowledgement) => self.accepted(place, acknowledgement, out),
-            Err(refusal) => self.refused(place, &refusal, now, out),
+            Err(refusal) => self.refused(place, attempt, &refusal, now, out),
         }
         self.last_answer = now;
-        self.settle(out);
+        self.settle();
     }
 
     /// The connection to the queue's shard is there (again).
@@ -182,15 +193,16 @@ impl<T> Lane<T> {
     }
 
     /// The connection is gone, and with it every answer that was due on it.
-    pub fn disconnected(&mut self, out: &mut VecDeque<Outcome<T>>) {
+    pub fn disconnected(&mut self) {
         self.connected = false;
         self.in_flight = 0;
         for batch in &mut self.window {
             if let State::InFlight { .. } = batch.state {
                 batch.state = State::Unsent { maybe_stored: true };
+                batch.is_orphaned = true;
             }
         }
-        self.settle(out);
+        self.settle();
     }
 
     /// Reports messages that are due as timed out: those not sent as not stored, those sent as unknown.
@@ -267,6 +279,7 @@ impl<T> Lane<T> {
 
     fn accepted(&mut self, place: usize, acknowledgement: Acknowledgement, out: &mut VecDeque<Outcome<T>>) {
         self.back_off.reset();
+        self.attempt_after_acknowledgement = self.next_attempt;
         let queue = self.queue;
         if acknowledgement.level >= DurableLevel::Synced {
             self.synced_through = self.synced_through.max(Some(Sequence(self.first.0 + place as u64)));
@@ -275,28 +288,40 @@ impl<T> Lane<T> {
         if let Some(batch) = self.window.get_mut(place) {
             batch.state = State::Acknowledged;
             batch.payload = bytes::Bytes::new();
+            batch.records = batch.pending.len() as u32; // what timed out was acknowledged to nobody
             for pending in batch.pending.drain(..) {
-                out.push_back(Outcome::Acknowledged { token: pending.token, queue, index: pending.index, acknowledgement });
+                out.push_back(Outcome::Acknowledged {
+                    token: pending.token,
+                    queue,
+                    index: pending.index,
+                    acknowledgement,
+                });
             }
         }
         self.retire_answered();
     }
 
-    fn refused(&mut self, place: usize, refusal: &Refusal, now: Nanos, out: &mut VecDeque<Outcome<T>>) {
-        let sequence = Sequence(self.first.0 + place as u64);
+    fn refused(&mut self, place: usize, attempt: u64, refusal: &Refusal, now: Nanos, out: &mut VecDeque<Outcome<T>>) {
         match refusal.code() {
             Some(ErrorCode::OutOfSequence | ErrorCode::UnknownProducer) => {
                 let expected = Sequence(refusal.detail.expected_sequence.unwrap_or(0));
                 self.set_state(place, State::Unsent { maybe_stored: false });
                 let newest_acknowledged = self.newest_acknowledged();
-                if newest_acknowledged.is_some_and(|newest| expected <= newest) {
-                    let forgotten = refusal.code() == Some(ErrorCode::UnknownProducer)
-                        && now.0.saturating_sub(self.last_answer.0) >= FORGOTTEN_AFTER.0;
-                    self.restart_from(expected, (!forgotten).then_some(expected));
-                    self.settling = true;
-                } else {
+                if newest_acknowledged.is_none_or(|newest| newest < expected) {
                     // Something below was refused or is being sent again; its own answer says how long to wait.
                     self.wait_and_resend(None, now);
+                } else if attempt < self.attempt_after_acknowledgement {
+                    // Sent before the acknowledgement came that it contradicts: it tells of an earlier moment. Ask again.
+                    self.set_state(place, State::Unsent { maybe_stored: true });
+                    self.settling = true;
+                } else {
+                    let forgotten = refusal.code() == Some(ErrorCode::UnknownProducer)
+                        && now.saturating_sub(self.last_answer) >= FORGOTTEN_AFTER.0;
+                    if !forgotten {
+                        self.report_loss(expected, out);
+                    }
+                    self.restart_from(expected, Some(expected));
+                    self.settling = true;
                 }
             }
             _ if refusal.retriable => {
@@ -316,7 +341,6 @@ impl<T> Lane<T> {
                         out.push_back(Outcome::Failed { token: pending.token, queue, error });
                     }
                 }
-                self.restart_from(sequence, None);
                 self.settling = true;
             }
         }
@@ -334,37 +358,56 @@ impl<T> Lane<T> {
         }
     }
 
-    fn restart_from(&mut self, from: Sequence, lost_from: Option<Sequence>) {
-        let earlier = self.restart.unwrap_or(Restart { from, lost_from });
-        let lost_from = match (earlier.lost_from, lost_from) {
+    fn restart_from(&mut self, from: Sequence, reported_from: Option<Sequence>) {
+        let earlier = self.restart.unwrap_or(Restart { from, reported_from });
+        let reported_from = match (earlier.reported_from, reported_from) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        self.restart = Some(Restart { from: earlier.from.min(from), lost_from });
+        self.restart = Some(Restart { from: earlier.from.min(from), reported_from });
     }
 
     /// Once nothing is in flight: sending may go on, and a due restart of the numbers is carried out when all below it is answered
     /// and nothing above it may be stored.
-    fn settle(&mut self, out: &mut VecDeque<Outcome<T>>) {
+    fn settle(&mut self) {
         if self.in_flight > 0 {
             return;
         }
         self.settling = false;
+        self.close_gaps();
         if let Some(restart) = self.restart
             && self.next_unsent().is_none()
         {
-            self.raise_epoch(restart, out);
+            self.raise_epoch(restart);
+        }
+    }
+
+    /// Gives the numbers of finally refused batches to those behind them.
+    fn close_gaps(&mut self) {
+        while let Some(place) = self.window.iter().position(|batch| batch.state == State::Rejected) {
+            let sequence = Sequence(self.first.0 + place as u64);
+            if self.restart.is_some_and(|restart| restart.from <= sequence) {
+                return; // dropped when the numbers start again
+            }
+            let mut behind = self.window.iter().skip(place + 1);
+            if behind.clone().any(|batch| batch.state == State::Acknowledged) {
+                // The number was used after all: an earlier copy was taken before the broker changed its mind.
+                if let Some(batch) = self.window.get_mut(place) {
+                    batch.state = State::Acknowledged;
+                    batch.records = 0;
+                }
+                self.retire_answered();
+            } else if self.restart.is_some() || behind.any(|batch| batch.is_orphaned && !batch.is_answered()) {
+                // A copy in an old connection's buffer would become the next batch as soon as its predecessor's number is used.
+                self.restart_from(sequence, None);
+            } else {
+                self.window.remove(place);
+            }
         }
     }
 
     /// Numbers what is unanswered from 0 in the next producer epoch of this queue alone.
-    fn raise_epoch(&mut self, restart: Restart, out: &mut VecDeque<Outcome<T>>) {
-        if let Some(lost_from) = restart.lost_from {
-            let loss = self.loss_from(lost_from);
-            if loss.batches > 0 {
-                out.push_back(Outcome::Lost(loss));
-            }
-        }
+    fn raise_epoch(&mut self, restart: Restart) {
         self.earlier_epochs_unsynced |= restart.from.0 > self.synced_through.map_or(0, |synced| synced.0 + 1);
         self.synced_through = None;
         self.restart = None;
@@ -372,24 +415,34 @@ impl<T> Lane<T> {
         self.first = Sequence(0);
         // Nothing that stays is stored: what nobody waits for any more need not be.
         self.window.retain(|batch| !batch.is_answered() && !batch.pending.is_empty());
+        for batch in &mut self.window {
+            batch.is_orphaned = false; // its old copies are fenced
+        }
         self.acknowledged_sizes.clear();
         self.resend_at = None;
     }
 
-    /// Counts the acknowledged batches at or above `from`.
-    fn loss_from(&self, from: Sequence) -> Loss {
-        let below = self.first.0.saturating_sub(from.0); // acknowledged, and no longer in the window
-        let remembered = (below as usize).min(self.acknowledged_sizes.len());
-        let exact = remembered as u64 == below && !(from.0 == 0 && self.earlier_epochs_unsynced);
-        let mut loss = Loss { queue: self.queue, batches: below, messages: 0, exact };
-        loss.messages = self.acknowledged_sizes.iter().rev().take(remembered).map(|&size| u64::from(size)).sum();
+    /// Reports the acknowledged batches at or above `from`, less those reported before.
+    fn report_loss(&mut self, from: Sequence, out: &mut VecDeque<Outcome<T>>) {
+        let to = self.restart.and_then(|restart| restart.reported_from).unwrap_or(Sequence(u64::MAX));
+        let below = self.first.min(to).0.saturating_sub(from.0); // acknowledged, and no longer in the window
+        let skipped = self.first.0.saturating_sub(to.0) as usize;
+        let sizes = self.acknowledged_sizes.iter().rev().skip(skipped).take(below as usize);
+        let remembered = sizes.len() as u64;
+        let mut loss = Loss {
+            queue: self.queue,
+            messages: sizes.map(|&size| u64::from(size)).sum(),
+            exact: remembered == below && self.restart.is_none() && !(from.0 == 0 && self.earlier_epochs_unsynced),
+        };
         for (place, batch) in self.window.iter().enumerate() {
-            if batch.state == State::Acknowledged && self.first.0 + place as u64 >= from.0 {
-                loss.batches += 1;
+            let sequence = Sequence(self.first.0 + place as u64);
+            if batch.state == State::Acknowledged && sequence >= from && sequence < to {
                 loss.messages += u64::from(batch.records);
             }
         }
-        loss
+        if loss.messages > 0 || !loss.exact {
+            out.push_back(Outcome::Lost(loss));
+        }
     }
 
     fn newest_acknowledged(&self) -> Option<Sequence> {
@@ -401,7 +454,6 @@ impl<T> Lane<T> {
     }
 
     fn retire_answered(&mut self) {
-        // A rejected batch stays until the numbers start again: its number was not used.
         while self.window.front().is_some_and(|batch| batch.state == State::Acknowledged) {
             if let Some(batch) = self.window.pop_front() {
                 if self.acknowledged_sizes.len() == REMEMBERED_BATCHES {

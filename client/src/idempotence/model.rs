@@ -22,19 +22,46 @@ const STEP: Nanos = Nanos::from_millis(20);
 
 #[derive(Debug, Clone)]
 enum Action {
-    Push { queue: u32, synced: bool, bad: bool },
+    Push {
+        queue: u32,
+        synced: bool,
+        bad: bool,
+    },
     /// The client puts up to this many batches on its connections.
     Send(u8),
     /// The broker takes up to this many requests of one connection, dead ones included.
-    Process { connection: u8, count: u8 },
-    Flush { shard: u16, upto: u8 },
-    Answer { pick: u8, twice: bool },
-    Disconnect { shard: u16 },
-    Connect { shard: u16 },
-    Kill { shard: u16 },
-    Power { shard: u16, keep: u8 },
-    Busy { shard: u16, requests: u8 },
-    Poison { shard: u16 },
+    Process {
+        connection: u8,
+        count: u8,
+    },
+    Flush {
+        shard: u16,
+        upto: u8,
+    },
+    Answer {
+        pick: u8,
+        twice: bool,
+    },
+    Disconnect {
+        shard: u16,
+    },
+    Connect {
+        shard: u16,
+    },
+    Kill {
+        shard: u16,
+    },
+    Power {
+        shard: u16,
+        keep: u8,
+    },
+    Busy {
+        shard: u16,
+        requests: u8,
+    },
+    Poison {
+        shard: u16,
+    },
     Wait(u8),
 }
 
@@ -94,6 +121,9 @@ struct World {
     now: Nanos,
     next_message: u64,
     power_cuts: usize,
+    disconnects: usize,
+    /// A power cut that nobody can notice whole: a second one, or one behind an epoch raised for a refused batch.
+    may_go_unnoticed: bool,
     acknowledged: BTreeMap<u64, DurableLevel>,
     failed: BTreeMap<u64, Error>,
     lost: u64,
@@ -117,6 +147,8 @@ impl World {
             now: Nanos(1),
             next_message: 0,
             power_cuts: 0,
+            disconnects: 0,
+            may_go_unnoticed: false,
             acknowledged: BTreeMap::new(),
             failed: BTreeMap::new(),
             lost: 0,
@@ -140,12 +172,13 @@ impl World {
             Action::Connect { shard } => self.connect(shard),
             Action::Kill { shard } => self.restart(shard),
             Action::Power { shard, keep } => {
+                self.power_cuts += 1;
+                self.may_go_unnoticed |= self.power_cuts > 1 || (self.disconnects > 0 && !self.bad.is_empty());
                 self.restart(shard);
                 let shard = &mut self.shards[shard as usize];
                 let unsynced = shard.log.len() - shard.durable;
                 shard.log.truncate(shard.durable + keep as usize % (unsynced + 1));
                 shard.durable = shard.log.len();
-                self.power_cuts += 1;
             }
             Action::Busy { shard, requests } => self.shards[shard as usize].busy = requests,
             Action::Poison { shard } => self.shards[shard as usize].poisoned = true,
@@ -224,6 +257,7 @@ impl World {
     fn disconnect(&mut self, shard: u16) {
         for connection in self.connections.iter_mut().filter(|c| c.shard.0 == shard && c.is_alive) {
             connection.is_alive = false;
+            self.disconnects += 1;
             self.core.disconnected(ShardId(shard), self.now);
         }
     }
@@ -259,7 +293,6 @@ impl World {
                     assert!(self.failed.insert(token, error).is_none(), "{token} failed twice");
                 }
                 Outcome::Lost(loss) => {
-                    assert!(loss.batches > 0 && loss.messages >= loss.batches);
                     self.lost += loss.messages;
                     self.lost_exactly &= loss.exact;
                 }
@@ -272,9 +305,14 @@ impl World {
         for shard in 0..SHARDS {
             self.restart(shard);
         }
+        self.come_to_rest();
         for queue in 0..QUEUES {
             self.push(QueueId(queue), true, false); // discovers what was lost
         }
+        self.come_to_rest();
+    }
+
+    fn come_to_rest(&mut self) {
         for _ in 0..2_000 {
             for shard in 0..SHARDS {
                 self.connect(shard);
@@ -295,7 +333,7 @@ impl World {
                 return;
             }
         }
-        panic!("the core does not come to rest: {:?}", self.core);
+        panic!("the core does not come to rest: {:#?}", self.core);
     }
 
     fn check(&self) {
@@ -323,7 +361,7 @@ impl World {
         }
         let gone = self.acknowledged.keys().filter(|message| !places.contains_key(message)).count() as u64;
         assert!(self.lost <= gone, "{} reported lost, {gone} are", self.lost);
-        if self.lost_exactly && self.power_cuts <= 1 {
+        if self.lost_exactly && !self.may_go_unnoticed {
             assert_eq!(self.lost, gone, "reported lost, and lost");
         }
     }
@@ -353,8 +391,7 @@ impl Shard {
             return Err(refusal(ErrorCode::OutOfSequence, Some(expected)));
         }
         let (place, duplicate) = if batch.sequence.0 < expected {
-            let is_it =
-                |s: &Stored| s.queue == queue && s.epoch == batch.epoch && s.sequence == batch.sequence;
+            let is_it = |s: &Stored| s.queue == queue && s.epoch == batch.epoch && s.sequence == batch.sequence;
             let place = self.log.iter().position(is_it).expect("sequences are dense");
             let is_remembered = batch.sequence.0 + 64 >= expected;
             if self.log[place].crc != batch.payload_crc || !is_remembered {
@@ -396,7 +433,8 @@ fn refusal(code: ErrorCode, expected_sequence: Option<u64>) -> Refusal {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+    // 3,000 cases take a second; PROPTEST_CASES asks for more.
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(3_000), ..ProptestConfig::default() })]
 
     #[test]
     fn nothing_is_lost_doubled_or_reordered_in_silence(actions in prop::collection::vec(action(), 0..300)) {
