@@ -5,7 +5,8 @@
 
 use bytes::Bytes;
 use peregrine_protocol::checksum::crc32;
-use peregrine_protocol::ids::{DurableLevel, Epoch, LogPosition, MessageId, Nanos, QueueId, QueueOffset, ShardId};
+use peregrine_protocol::ids::{DurableLevel, Epoch, MessageId, Nanos, QueueId, QueueOffset, ShardId};
+use peregrine_protocol::message::BatchHead;
 use peregrine_protocol::record::{Batch, Record, RecordDraft, SectionNumber, push_property};
 
 use crate::error::{Error, Result};
@@ -23,6 +24,8 @@ pub struct Message {
     key: Option<Bytes>,
     tag: Option<String>,
     properties: Vec<u8>,
+    /// A property did not fit its field.
+    is_oversized: bool,
     queue: Option<QueueId>,
     level: Option<DurableLevel>,
 }
@@ -45,9 +48,9 @@ impl Message {
         self
     }
 
-    /// Adds a property. Name and value are cut at 65,535 bytes each by nobody: longer ones are left out.
+    /// Adds a property. Sending fails where its name or its value is longer than 65,535 bytes.
     pub fn property(mut self, name: &str, value: &str) -> Self {
-        push_property(&mut self.properties, name, value);
+        self.is_oversized |= !push_property(&mut self.properties, name, value);
         self
     }
 
@@ -118,35 +121,24 @@ pub struct Delivery {
 pub(crate) struct ReceivedBatch {
     pub queue: QueueId,
     pub shard: ShardId,
-    pub base_offset: QueueOffset,
-    pub first_wanted: QueueOffset,
-    pub epoch: Epoch,
-    pub position: LogPosition,
-    pub store_time: Nanos,
-    pub payload_crc: u32,
-    pub records: u32,
+    pub head: BatchHead,
     pub payload: Bytes,
 }
 
 impl ReceivedBatch {
-    /// The offset behind the batch.
-    pub fn end(&self) -> QueueOffset {
-        self.base_offset + u64::from(self.records)
-    }
-
     /// Messages in it that the reader has not had.
     pub fn wanted(&self) -> u64 {
-        self.end().0.saturating_sub(self.first_wanted.0.max(self.base_offset.0))
+        self.head.end_offset() - self.head.first_wanted
     }
 
     /// Checks the payload's checksum and every record's, and answers the wanted messages in order.
     pub fn messages(&self) -> Result<Vec<Delivery>> {
-        let corrupt = Error::Corrupt { queue: self.queue, offset: self.base_offset };
-        if crc32(&self.payload) != self.payload_crc {
+        let corrupt = Error::Corrupt { queue: self.queue, offset: self.head.base_offset };
+        if crc32(&self.payload) != self.head.payload_crc {
             return Err(corrupt);
         }
-        let batch = Batch::new(&self.payload, self.records).map_err(|_| corrupt.clone())?;
-        let skipped = self.first_wanted.0.saturating_sub(self.base_offset.0) as usize;
+        let batch = Batch::new(&self.payload, self.head.record_count).map_err(|_| corrupt.clone())?;
+        let skipped = self.head.first_wanted.0.saturating_sub(self.head.base_offset.0) as usize;
         (0..)
             .zip(batch.records())
             .skip(skipped)
@@ -155,23 +147,20 @@ impl ReceivedBatch {
     }
 
     fn message(&self, index: u64, record: &Record<'_>) -> Result<Delivery> {
-        let corrupt = || Error::Corrupt { queue: self.queue, offset: self.base_offset + index };
+        let corrupt = || Error::Corrupt { queue: self.queue, offset: self.head.base_offset + index };
         let slice = |bytes: &[u8]| self.payload.slice_ref(bytes);
         let mut properties = Vec::new();
         for pair in record.properties() {
             let (name, value) = pair.map_err(|_| corrupt())?;
             properties.push((name.to_owned(), value.to_owned()));
         }
-        let header = peregrine_protocol::limits::ENTRY_HEADER_LEN as u64;
-        let place = self.position.0.checked_add(header + u64::from(record.payload_offset()));
-        let place = place.filter(|place| *place < 1 << 57).ok_or_else(corrupt)?;
         Ok(Delivery {
             queue: self.queue,
-            offset: self.base_offset + index,
-            epoch: self.epoch,
-            store_time: self.store_time,
+            offset: self.head.base_offset + index,
+            epoch: self.head.epoch,
+            store_time: self.head.store_time,
             born_time: record.instant(SectionNumber::BornTime),
-            id: MessageId::new(self.shard, LogPosition(place)),
+            id: self.head.message_id(self.shard, record.payload_offset()).ok_or_else(corrupt)?,
             key: record.key().map(slice),
             tag: record.tag().map(str::to_owned),
             properties,
@@ -182,6 +171,9 @@ impl ReceivedBatch {
 
 #[cfg(test)]
 mod tests {
+    use peregrine_protocol::entry::EntryFlags;
+    use peregrine_protocol::ids::LogPosition;
+
     use super::*;
 
     fn batch(bodies: &[&str]) -> ReceivedBatch {
@@ -192,13 +184,17 @@ mod tests {
         ReceivedBatch {
             queue: QueueId(3),
             shard: ShardId(1),
-            base_offset: QueueOffset(10),
-            first_wanted: QueueOffset(10),
-            epoch: Epoch(2),
-            position: LogPosition(4096),
-            store_time: Nanos(9),
-            payload_crc: crc32(&payload),
-            records: bodies.len() as u32,
+            head: BatchHead {
+                base_offset: QueueOffset(10),
+                first_wanted: QueueOffset(10),
+                record_count: bodies.len() as u32,
+                epoch: Epoch(2),
+                position: LogPosition(4096),
+                store_time: Nanos(9),
+                payload_crc: crc32(&payload),
+                payload_length: payload.len() as u32,
+                flags: EntryFlags::for_level(DurableLevel::Memory),
+            },
             payload: payload.into(),
         }
     }
@@ -213,7 +209,7 @@ mod tests {
         assert_eq!(messages[0].key.as_deref(), Some(&b"k"[..]));
         assert_eq!(messages[0].properties, [("a".to_owned(), "b".to_owned())]);
         assert_eq!((messages[0].id.shard(), messages[0].id.position()), (ShardId(1), LogPosition(4096 + 96)));
-        received.first_wanted = QueueOffset(12);
+        received.head.first_wanted = QueueOffset(12);
         let messages = received.messages().expect("whole");
         assert_eq!((messages.len(), messages[0].offset, received.wanted()), (1, QueueOffset(12), 1));
     }

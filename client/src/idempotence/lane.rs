@@ -374,6 +374,8 @@ impl<T> Lane<T> {
             return;
         }
         self.settling = false;
+        // One for a refused batch alone is decided anew: what made it necessary may be answered by now.
+        self.restart = self.restart.filter(|restart| restart.reported_from.is_some());
         self.close_gaps();
         if let Some(restart) = self.restart
             && self.next_unsent().is_none()
