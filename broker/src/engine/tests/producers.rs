@@ -234,3 +234,23 @@ fn a_poisoned_shard_answers_nothing_else() {
     assert_eq!(bench.engine.decide_produce(&first_of(1), bench.now), Err(Refusal::Poisoned));
     assert_eq!(bench.engine.decide_create("u", 1, bench.now), Err(Refusal::Poisoned));
 }
+
+#[test]
+fn the_last_64_batches_are_remembered_and_no_more() {
+    let mut bench = Bench::new(1);
+    let batch = |sequence| BatchOffer { sequence: Sequence(sequence), ..first_of(1) };
+    for sequence in 0..70 {
+        let Ok(ProduceDecision::Append(draft)) = bench.engine.decide_produce(&batch(sequence), bench.now) else {
+            panic!("{sequence} is the next one")
+        };
+        bench.append(&draft, Vec::new());
+    }
+    for sequence in 0..70 {
+        match bench.engine.decide_produce(&batch(sequence), bench.now) {
+            Ok(ProduceDecision::Duplicate(stored)) => {
+                assert_eq!((stored.base_offset.0, sequence >= 6), (sequence, true))
+            }
+            other => assert_eq!((other, sequence < 6), (Err(Refusal::SequenceConflict), true), "{sequence}"),
+        }
+    }
+}
