@@ -208,9 +208,7 @@ mod tests {
 
     fn index_of(entries: &[IndexEntry]) -> QueueIndex {
         let mut index = QueueIndex::default();
-        for entry in entries {
-            index.push(entry);
-        }
+        entries.iter().for_each(|entry| index.push(entry));
         index
     }
 

@@ -1,0 +1,16 @@
+//! The connections to a broker, as its own clients would make them: a connection per producer or consumer and shard it
+//! needs, one produce frame per message, push delivery against credit.
+//!
+//! It speaks `peregrine_protocol` directly instead of through the client library: what a client must keep of a message
+//! until it is acknowledged, the generator can make again, and so needs no memory per message. All set-up is blocking
+//! ([`control`], [`handshake`]); from then on the sockets are non-blocking and belong to one thread ([`transport`]).
+
+mod control;
+mod handshake;
+mod transport;
+
+pub use control::{BrokerFacts, Control, Topics};
+pub use transport::{Wire, produce_frame_len, queues_of_thread};
+
+/// Bytes that a message's record adds to its body, at most.
+pub const RECORD_OVERHEAD: u64 = 64;
