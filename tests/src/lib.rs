@@ -1,7 +1,7 @@
 //! What the whole-system tests stand on: real broker processes, the command line, and a real data set.
 //!
 //! `broker` starts, kills, stops and restarts `peregrine-broker` in directories of its own; `command_line` runs `peregrine` against
-//! it; `dataset` gives lines of real data with keys. A test reads as what it provokes:
+//! it; `dataset` gives lines of real data with keys; `fuzz` holds the fuzz bodies. A test reads as what it provokes:
 //!
 //! ```no_run
 //! let mut broker = peregrine_tests::broker::Settings::default().shards(2).start();
@@ -18,4 +18,5 @@
 pub mod broker;
 pub mod command_line;
 pub mod dataset;
+pub mod fuzz;
 pub mod programs;
