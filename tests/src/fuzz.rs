@@ -8,10 +8,17 @@
 
 use peregrine_protocol::checksum::{crc32, crc32_after};
 use peregrine_protocol::entry::{DirectorySecret, ENTRY_MAGIC, ENTRY_VERSION, Entry, EntrySeal, PadHeader};
-use peregrine_protocol::frame::{self, Kind, Received};
-use peregrine_protocol::ids::ShardId;
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::frame::{self, Frame, Kind, Received, Sender};
+use peregrine_protocol::ids::{
+    Correlation, Epoch, LogPosition, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId,
+};
 use peregrine_protocol::limits::{
     ENTRY_ALIGN, ENTRY_HEADER_LEN, FRAME_HEAD_LEN, PAD_HEADER_LEN, RECORD_ALIGN, RECORD_HEADER_LEN,
+};
+use peregrine_protocol::message::{
+    Ack, Answer, CreateTopic, Credit, ErrorAnswer, Fetch, Hello, Metadata, Mode, Request, Start, Stats, StatsAnswer,
+    Subscribe,
 };
 use peregrine_protocol::preamble::{PREAMBLE, PROTOCOL_VERSION, check_preamble};
 use peregrine_protocol::record::{Batch, RecordDraft, push_property};
@@ -24,11 +31,12 @@ pub struct Body {
 }
 
 /// Every body there is.
-pub const BODIES: [Body; 4] = [
+pub const BODIES: [Body; 5] = [
     Body { name: "preamble", run: preamble, samples: preamble_samples },
     Body { name: "frames", run: frames, samples: frame_samples },
     Body { name: "entry", run: entry, samples: entry_samples },
     Body { name: "batch", run: batch, samples: batch_samples },
+    Body { name: "message", run: message, samples: message_samples },
 ];
 
 /// Small, so that lengths near the bound are met.
@@ -80,8 +88,8 @@ fn frame_samples() -> Vec<Vec<u8>> {
     let mut samples = Vec::new();
     for (index, &kind) in Kind::ALL.iter().enumerate() {
         let mut one = Vec::new();
-        let correlation = peregrine_protocol::ids::Correlation(index as u64);
-        frame::encode(kind, frame::Sender::Client, correlation, &vec![1; index * 3], &vec![2; index * 5], &mut one);
+        let correlation = Correlation(index as u64);
+        frame::encode(kind, Sender::Client, correlation, &vec![1; index * 3], &vec![2; index * 5], &mut one);
         all.extend_from_slice(&one);
         samples.push(one);
     }
@@ -129,7 +137,6 @@ fn check_entry(data: &[u8]) {
 }
 
 fn entry_samples() -> Vec<Vec<u8>> {
-    use peregrine_protocol::ids::{Epoch, LogPosition};
     let seal = EntrySeal::new(&SECRET, SHARD);
     let mut pad = [0; PAD_HEADER_LEN];
     PadHeader::filling(LogPosition(4096 - 128), LogPosition(4096), Epoch(2), LogPosition(0), 7).encode(seal, &mut pad);
@@ -207,4 +214,82 @@ fn batch_samples() -> Vec<Vec<u8>> {
     }
     batch.append(&mut payload);
     vec![batch]
+}
+
+/// A frame as it is, and the input as header and body of a sound frame: what is accepted says the same when it is sent on.
+pub fn message(data: &[u8]) {
+    if let Ok(Received::Frame(frame)) = frame::decode(data, FRAME_MAX) {
+        check_message(&frame);
+    }
+    let Some((&[kind, header_len], rest)) = data.split_first_chunk::<2>() else { return };
+    let (header, body) = rest.split_at(rest.len().min(usize::from(header_len) * 8));
+    let kind = Kind::ALL[usize::from(kind) % Kind::ALL.len()];
+    for sender in [Sender::Client, Sender::Broker] {
+        let mut bytes = Vec::new();
+        frame::encode(kind, sender, Correlation(1), header, body, &mut bytes);
+        if let Ok(Received::Frame(frame)) = frame::decode(&bytes, FRAME_MAX) {
+            check_message(&frame);
+        }
+    }
+}
+
+fn check_message(frame: &Frame<'_>) {
+    let correlation = frame.head.correlation;
+    let mut again = Vec::new();
+    if let Ok(request) = Request::decode(frame) {
+        request.encode(correlation, &mut again);
+        let said = whole_frame(&again, |frame| format!("{:?}", Request::decode(frame)));
+        assert_eq!(said, format!("{:?}", Ok::<_, ()>(request)), "a request that changes when it is sent on");
+    } else if let Ok(answer) = Answer::decode(frame) {
+        answer.encode(correlation, &mut again);
+        let said = whole_frame(&again, |frame| format!("{:?}", Answer::decode(frame)));
+        assert_eq!(said, format!("{:?}", Ok::<_, ()>(answer)), "an answer that changes when it is sent on");
+    }
+}
+
+fn whole_frame(bytes: &[u8], look: impl FnOnce(&Frame<'_>) -> String) -> String {
+    match frame::decode(bytes, u32::MAX) {
+        Ok(Received::Frame(frame)) => look(&frame),
+        other => format!("no frame: {other:?}"),
+    }
+}
+
+fn message_samples() -> Vec<Vec<u8>> {
+    let (topic, queue, epoch, offset) = (TopicId(7), QueueId(1), Epoch(2), QueueOffset(3));
+    let subscription = SubscriptionId(5);
+    let start = Start::Earliest;
+    let requests = [
+        Request::Hello(Hello { client: "fuzz", software: "fuzz 1", shard: Some(SHARD), ..Hello::default() }),
+        Request::Ping,
+        Request::Metadata(Metadata::of(&["orders", "payments"])),
+        Request::CreateTopic(CreateTopic { name: "orders", queues: 8 }),
+        Request::Fetch(Fetch { topic, queue, epoch, offset, max_messages: 10, max_bytes: 1 << 16 }),
+        Request::Subscribe(Subscribe {
+            topic,
+            queue,
+            mode: Mode::Reader,
+            start,
+            credit_messages: 1,
+            credit_bytes: 4096,
+        }),
+        Request::Credit(Credit { subscription, messages: 1, bytes: 4096 }),
+        Request::Ack(Ack { subscription, epoch, offset }),
+        Request::Stats(Stats::Latency),
+    ];
+    let answers = [
+        Answer::Error(ErrorAnswer::new(ErrorCode::Malformed)),
+        Answer::Stats(StatsAnswer { what: Stats::Shards, json: b"{}" }),
+    ];
+    let mut samples = Vec::new();
+    for request in &requests {
+        let mut bytes = Vec::new();
+        request.encode(Correlation(1), &mut bytes);
+        samples.push(bytes);
+    }
+    for answer in &answers {
+        let mut bytes = Vec::new();
+        answer.encode(Correlation(1), &mut bytes);
+        samples.push(bytes);
+    }
+    samples
 }
