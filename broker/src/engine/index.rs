@@ -208,7 +208,9 @@ mod tests {
 
     fn index_of(entries: &[IndexEntry]) -> QueueIndex {
         let mut index = QueueIndex::default();
-        entries.iter().for_each(|entry| index.push(entry));
+        for entry in entries {
+            index.push(entry);
+        }
         index
     }
 

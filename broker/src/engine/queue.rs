@@ -103,18 +103,13 @@ impl Queues {
         if let Some(slot) = self.find(key) {
             return slot;
         }
-        let queue = Some(Box::new(Queue::new(key)));
-        let slot = match self.free.pop() {
-            Some(index) => {
-                let place = &mut self.slots[index as usize];
-                place.queue = queue;
-                QueueSlot { index, generation: place.generation }
-            }
-            None => {
-                self.slots.push(Slot { generation: 0, queue });
-                QueueSlot { index: (self.slots.len() - 1) as u32, generation: 0 }
-            }
-        };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, queue: None });
+            (self.slots.len() - 1) as u32
+        });
+        let place = &mut self.slots[index as usize];
+        place.queue = Some(Box::new(Queue::new(key)));
+        let slot = QueueSlot { index, generation: place.generation };
         self.by_key.insert(key, slot);
         slot
     }

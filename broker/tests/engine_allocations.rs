@@ -1,0 +1,130 @@
+//! A message's way through the engine allocates nothing but what the index grows by: a chunk for every 64 batches.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use peregrine_broker::engine::{
+    Acknowledgements, BatchOffer, CatalogueDecision, Credit, Delivery, Engine, EngineOptions, HOME, MemoryLevel,
+    ProduceDecision, ReaderOwner, StartAt,
+};
+use peregrine_broker::limits;
+use peregrine_protocol::entry::EntryFlags;
+use peregrine_protocol::ids::{
+    DurableLevel, Epoch, LogPosition, Nanos, ProducerEpoch, ProducerId, QueueId, Sequence, TopicId,
+};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    ALLOCATIONS.with(|allocations| allocations.set(allocations.get() + 1));
+}
+
+// SAFETY: every call is handed on to the system's allocator as it came; counting touches a plain thread-local number.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const QUEUES: u64 = 8;
+
+/// Eight producers, eight queues, a reader on each, flushes that lag by ten messages.
+struct Run {
+    engine: Engine,
+    waiting: Acknowledgements<u64>,
+    end: LogPosition,
+    sent: u64,
+    answered: u64,
+    delivered: u64,
+}
+
+impl Run {
+    fn message(&mut self) {
+        let queue = self.sent % QUEUES;
+        let level = if (self.sent / QUEUES).is_multiple_of(2) { DurableLevel::Synced } else { DurableLevel::Memory };
+        let offer = BatchOffer {
+            topic: TopicId(1),
+            queue: QueueId(queue as u32),
+            producer_id: ProducerId(queue + 1),
+            producer_epoch: ProducerEpoch(0),
+            sequence: Sequence(self.sent / QUEUES),
+            level,
+            flags: EntryFlags::NONE,
+            payload_crc: self.sent as u32,
+            length: 1024,
+            records: 1,
+        };
+        let now = Nanos(1_700_000_000_000_000_000 + self.sent * 50_000);
+        let Ok(ProduceDecision::Append(draft)) = self.engine.decide_produce(&offer, now) else { panic!("in sequence") };
+        let header = draft.at(self.end, Epoch(1));
+        self.engine.apply(&header, &[]).expect("it fits");
+        self.end = header.end();
+        self.waiting.wait(level, self.end, self.sent);
+        self.sent += 1;
+        self.engine.on_published(self.end);
+        if self.sent.is_multiple_of(10) {
+            self.engine.on_durable(self.end);
+        }
+        while self.waiting.next_released(self.engine.published(), self.engine.durable()).is_some() {
+            self.answered += 1;
+        }
+        while let Some(Delivery::Batch { owner, subscription, batch }) = self.engine.next_delivery() {
+            self.delivered += batch.wanted();
+            let credit = Credit { messages: batch.wanted(), bytes: u64::from(batch.length) };
+            self.engine.credit(owner, subscription, credit).expect("it lives");
+            self.engine.delivered(subscription);
+        }
+    }
+}
+
+#[test]
+fn a_message_allocates_nothing_but_its_share_of_the_index() {
+    let mut engine = Engine::new(EngineOptions { shard: HOME, shards: 1, memory_level: MemoryLevel::Kept });
+    engine.recovered(LogPosition(0));
+    let Ok(CatalogueDecision::Append { draft, payload }) = engine.decide_create("t", QUEUES as u32, Nanos(1)) else {
+        panic!("a new topic")
+    };
+    let header = draft.at(LogPosition(0), Epoch(1));
+    engine.apply(&header, &payload).expect("it fits");
+    engine.on_published(header.end());
+    engine.on_durable(header.end());
+    for queue in 0..QUEUES as u32 {
+        let credit = Credit { messages: 100, bytes: 1 << 20 };
+        engine.subscribe(ReaderOwner(1), TopicId(1), QueueId(queue), StartAt::Latest, credit).expect("a queue");
+    }
+    let end = header.end();
+    let mut run = Run { engine, waiting: Acknowledgements::default(), end, sent: 0, answered: 0, delivered: 0 };
+    for _ in 0..10_000 {
+        run.message();
+    }
+    let before = ALLOCATIONS.with(Cell::get);
+    let messages = 640_000;
+    for _ in 0..messages {
+        run.message();
+    }
+    let allocations = ALLOCATIONS.with(Cell::get) - before;
+    assert_eq!((run.answered, run.delivered), (run.sent, run.sent));
+    let chunks = messages / u64::from(limits::INDEX_CHUNK_BATCHES);
+    // A chunk is made at the size of the one before and may grow once and shrink once; the lists of chunks grow by doubling.
+    assert!(allocations <= 3 * chunks + 10 * QUEUES, "{allocations} allocations for {chunks} chunks");
+}

@@ -1,0 +1,227 @@
+//! Messages as applications see them: what is sent, and what is received.
+//!
+//! A received message borrows nothing and copies nothing: its parts are slices of the batch that it came in, which lives as long as
+//! any of them.
+
+use bytes::Bytes;
+use peregrine_protocol::checksum::crc32;
+use peregrine_protocol::ids::{DurableLevel, Epoch, MessageId, Nanos, QueueId, QueueOffset, ShardId};
+use peregrine_protocol::message::BatchHead;
+use peregrine_protocol::record::{Batch, Record, RecordDraft, SectionNumber, push_property};
+
+use crate::error::{Error, Result};
+
+/// A message to send.
+///
+/// ```
+/// use peregrine_client::Message;
+///
+/// let message = Message::new("42 apples").key("customer-7").tag("fruit").property("origin", "orchard");
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    body: Bytes,
+    key: Option<Bytes>,
+    tag: Option<String>,
+    properties: Vec<u8>,
+    /// A property did not fit its field.
+    is_oversized: bool,
+    queue: Option<QueueId>,
+    level: Option<DurableLevel>,
+}
+
+impl Message {
+    /// A message of these bytes.
+    pub fn new(body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..Self::default() }
+    }
+
+    /// Sets the key. Messages of one key go to one queue and stay in order.
+    pub fn key(mut self, key: impl Into<Bytes>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets the tag that consumers may filter by.
+    pub fn tag(mut self, tag: impl Into<String>) -> Self {
+        self.tag = Some(tag.into());
+        self
+    }
+
+    /// Adds a property. Sending fails where its name or its value is longer than 65,535 bytes.
+    pub fn property(mut self, name: &str, value: &str) -> Self {
+        self.is_oversized |= !push_property(&mut self.properties, name, value);
+        self
+    }
+
+    /// Sends to this queue, whatever the key says.
+    pub fn queue(mut self, queue: QueueId) -> Self {
+        self.queue = Some(queue);
+        self
+    }
+
+    /// Asks for this durable level instead of the producer's.
+    pub fn level(mut self, level: DurableLevel) -> Self {
+        self.level = Some(level);
+        self
+    }
+
+    pub(crate) fn chosen_queue(&self) -> Option<QueueId> {
+        self.queue
+    }
+
+    pub(crate) fn chosen_level(&self) -> Option<DurableLevel> {
+        self.level
+    }
+
+    pub(crate) fn key_bytes(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+
+    pub(crate) fn draft(&self, born_time: Nanos) -> RecordDraft<'_> {
+        RecordDraft {
+            key: self.key.as_deref(),
+            tag: self.tag.as_deref(),
+            properties: (!self.properties.is_empty()).then_some(&self.properties[..]),
+            body: &self.body,
+            born_time: Some(born_time),
+            ..RecordDraft::default()
+        }
+    }
+}
+
+/// A message received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Delivery {
+    /// The queue that it came from.
+    pub queue: QueueId,
+    /// Its place in that queue.
+    pub offset: QueueOffset,
+    /// The epoch of the log that it stands in: with the offset, what to go on from.
+    pub epoch: Epoch,
+    /// When the broker stored it, in nanoseconds since the Unix epoch.
+    pub store_time: Nanos,
+    /// When the producer made it, if it said so.
+    pub born_time: Option<Nanos>,
+    /// Its id in the whole broker.
+    pub id: MessageId,
+    /// The key, if any.
+    pub key: Option<Bytes>,
+    /// The tag, if any.
+    pub tag: Option<String>,
+    /// Names and values.
+    pub properties: Vec<(String, String)>,
+    /// The message itself.
+    pub body: Bytes,
+}
+
+/// A batch as it came, before it is taken apart.
+#[derive(Debug, Clone)]
+pub(crate) struct ReceivedBatch {
+    pub queue: QueueId,
+    pub shard: ShardId,
+    pub head: BatchHead,
+    pub payload: Bytes,
+}
+
+impl ReceivedBatch {
+    /// Messages in it that the reader has not had.
+    pub fn wanted(&self) -> u64 {
+        self.head.end_offset() - self.head.first_wanted
+    }
+
+    /// Checks the payload's checksum and every record's, and answers the wanted messages in order.
+    pub fn messages(&self) -> Result<Vec<Delivery>> {
+        let corrupt = Error::Corrupt { queue: self.queue, offset: self.head.base_offset };
+        if crc32(&self.payload) != self.head.payload_crc {
+            return Err(corrupt);
+        }
+        let batch = Batch::new(&self.payload, self.head.record_count).map_err(|_| corrupt.clone())?;
+        let skipped = self.head.first_wanted.0.saturating_sub(self.head.base_offset.0) as usize;
+        (0..)
+            .zip(batch.records())
+            .skip(skipped)
+            .map(|(index, record)| self.message(index, &record.map_err(|_| corrupt.clone())?))
+            .collect()
+    }
+
+    fn message(&self, index: u64, record: &Record<'_>) -> Result<Delivery> {
+        let corrupt = || Error::Corrupt { queue: self.queue, offset: self.head.base_offset + index };
+        let slice = |bytes: &[u8]| self.payload.slice_ref(bytes);
+        let mut properties = Vec::new();
+        for pair in record.properties() {
+            let (name, value) = pair.map_err(|_| corrupt())?;
+            properties.push((name.to_owned(), value.to_owned()));
+        }
+        Ok(Delivery {
+            queue: self.queue,
+            offset: self.head.base_offset + index,
+            epoch: self.head.epoch,
+            store_time: self.head.store_time,
+            born_time: record.instant(SectionNumber::BornTime),
+            id: self.head.message_id(self.shard, record.payload_offset()).ok_or_else(corrupt)?,
+            key: record.key().map(slice),
+            tag: record.tag().map(str::to_owned),
+            properties,
+            body: record.section(SectionNumber::Body).map(slice).unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peregrine_protocol::entry::EntryFlags;
+    use peregrine_protocol::ids::LogPosition;
+
+    use super::*;
+
+    fn batch(bodies: &[&str]) -> ReceivedBatch {
+        let mut payload = Vec::new();
+        for body in bodies {
+            Message::new(body.to_string()).key("k").property("a", "b").draft(Nanos(5)).append_to(&mut payload);
+        }
+        ReceivedBatch {
+            queue: QueueId(3),
+            shard: ShardId(1),
+            head: BatchHead {
+                base_offset: QueueOffset(10),
+                first_wanted: QueueOffset(10),
+                record_count: bodies.len() as u32,
+                epoch: Epoch(2),
+                position: LogPosition(4096),
+                store_time: Nanos(9),
+                payload_crc: crc32(&payload),
+                payload_length: payload.len() as u32,
+                flags: EntryFlags::for_level(DurableLevel::Memory),
+            },
+            payload: payload.into(),
+        }
+    }
+
+    #[test]
+    fn a_batch_gives_its_wanted_messages_with_their_offsets() {
+        let mut received = batch(&["one", "", "three"]);
+        let messages = received.messages().expect("whole");
+        assert_eq!(messages.iter().map(|m| m.offset.0).collect::<Vec<_>>(), [10, 11, 12]);
+        assert_eq!(messages[2].body, "three");
+        assert_eq!(messages[1].body, "");
+        assert_eq!(messages[0].key.as_deref(), Some(&b"k"[..]));
+        assert_eq!(messages[0].properties, [("a".to_owned(), "b".to_owned())]);
+        assert_eq!((messages[0].id.shard(), messages[0].id.position()), (ShardId(1), LogPosition(4096 + 96)));
+        received.head.first_wanted = QueueOffset(12);
+        let messages = received.messages().expect("whole");
+        assert_eq!((messages.len(), messages[0].offset, received.wanted()), (1, QueueOffset(12), 1));
+    }
+
+    #[test]
+    fn any_flipped_byte_is_found() {
+        let whole = batch(&["one", "two"]);
+        for at in 0..whole.payload.len() {
+            let mut bytes = whole.payload.to_vec();
+            bytes[at] ^= 0x10;
+            let flipped = ReceivedBatch { payload: bytes.into(), ..whole.clone() };
+            assert!(matches!(flipped.messages(), Err(Error::Corrupt { .. })), "byte {at}");
+        }
+    }
+}
