@@ -86,7 +86,7 @@ impl Engine {
             return Err(ApplyErrorReason::Catalogue(change.topic, "the entry's header names another topic"));
         }
         self.catalogue.fits(&change).map_err(|reason| ApplyErrorReason::Catalogue(change.topic, reason))?;
-        self.catalogue.append(change, header.end());
+        self.catalogue.append(change, header.end(), header.store_time);
         if self.phase == Phase::Recovering {
             self.settle_catalogue(header.end());
         }

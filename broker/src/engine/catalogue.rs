@@ -27,6 +27,8 @@ pub struct Topic {
     pub name: Arc<str>,
     /// Its queues are 0 to `queues` - 1.
     pub queues: u32,
+    /// Store time of the entry that made it.
+    pub created: Nanos,
     /// Of the name: where its queues lie.
     pub hash: TopicHash,
 }
@@ -75,8 +77,16 @@ pub struct Catalogue {
     deleted: IdRanges,
     /// The highest id seen anywhere; a new topic lies above it.
     highest: TopicId,
-    /// Changes whose entry is not durable, in the order of the log, each with the end of its entry.
-    pending: VecDeque<(LogPosition, TopicChange)>,
+    /// Changes whose entry is not durable, in the order of the log.
+    pending: VecDeque<PendingChange>,
+}
+
+#[derive(Debug)]
+struct PendingChange {
+    /// Of its entry.
+    end: LogPosition,
+    store_time: Nanos,
+    change: TopicChange,
 }
 
 impl Catalogue {
@@ -102,7 +112,16 @@ impl Catalogue {
 
     /// Topics in the order of their names, those behind `after`.
     pub fn after(&self, after: Option<&str>) -> impl Iterator<Item = &Topic> + '_ {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.from(after.map_or(Bound::Unbounded, Bound::Excluded))
+    }
+
+    /// The same of those whose names begin with `prefix`.
+    pub fn with_prefix(&self, prefix: &str, after: &str) -> impl Iterator<Item = &Topic> {
+        let start = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+        self.from(start).take_while(move |topic| topic.name.starts_with(prefix))
+    }
+
+    fn from(&self, start: Bound<&str>) -> impl Iterator<Item = &Topic> + use<'_> {
         self.names.range::<str, _>((start, Bound::Unbounded)).filter_map(|(_, id)| self.topics.get(id))
     }
 
@@ -170,18 +189,19 @@ impl Catalogue {
         }
     }
 
-    pub fn decide_delete(&self, name: &str, time: Nanos) -> Result<CatalogueDecision, Refusal> {
+    pub fn decide_delete(&self, name: &str, id: Option<TopicId>, time: Nanos) -> Result<CatalogueDecision, Refusal> {
         if let Some(end) = self.pending_of(name) {
             return Ok(CatalogueDecision::After(end));
         }
-        match self.named(name) {
+        match self.named(name).filter(|topic| id.is_none_or(|id| id == topic.id)) {
+            None if id.is_some_and(|id| self.deleted.contains(id)) => Err(Refusal::TopicDeleted),
             None => Err(Refusal::UnknownTopic),
             Some(topic) => self.change(ChangeKind::Delete, topic.id, name, 0, time),
         }
     }
 
     fn pending_of(&self, name: &str) -> Option<LogPosition> {
-        self.pending.iter().rev().find(|(_, change)| change.name == name).map(|&(end, _)| end)
+        self.pending.iter().rev().find(|pending| pending.change.name == name).map(|pending| pending.end)
     }
 
     fn change(
@@ -221,20 +241,22 @@ impl Catalogue {
     }
 
     /// A change that fits was appended, its entry ending at `end`.
-    pub fn append(&mut self, change: TopicChange, end: LogPosition) {
+    pub fn append(&mut self, change: TopicChange, end: LogPosition, store_time: Nanos) {
         self.raise_highest(change.topic);
-        self.pending.push_back((end, change));
+        self.pending.push_back(PendingChange { end, store_time, change });
     }
 
     /// The next change whose entry `durable` covers takes effect; what its topic is from now on, and what it was.
     pub fn settle_next(&mut self, durable: LogPosition) -> Option<(TopicState, Option<Topic>)> {
-        let (_, change) = self.pending.pop_front_if(|(end, _)| *end <= durable)?;
+        let PendingChange { store_time, change, .. } = self.pending.pop_front_if(|pending| pending.end <= durable)?;
+        let created = self.topics.get(&change.topic).map_or(store_time, |topic| topic.created);
         let state = match change.kind {
             ChangeKind::Create | ChangeKind::Alter => TopicState::Live(Topic {
                 id: change.topic,
                 hash: TopicHash::of(&change.name),
                 name: change.name.into(),
                 queues: change.queues,
+                created,
             }),
             ChangeKind::Delete => TopicState::Deleted(change.topic),
         };

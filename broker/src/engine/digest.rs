@@ -13,7 +13,7 @@ impl Engine {
     pub fn digest(&self) -> u64 {
         let queues = self.queues.iter().filter(|queue| queue.end.0 > 0).map(|queue| self.queue_digest(queue));
         let topics = self.catalogue.after(None).map(|topic| {
-            let name = Hash::new().number(topic.id.0).number(u64::from(topic.queues));
+            let name = Hash::new().number(topic.id.0).number(u64::from(topic.queues)).number(topic.created.0);
             name.bytes(topic.name.as_bytes()).finish()
         });
         let deleted =

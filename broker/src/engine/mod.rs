@@ -41,13 +41,16 @@ use std::collections::VecDeque;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, ShardId, SubscriptionId, TopicId};
 
+/// Where a reader begins, as the protocol has it.
+pub use peregrine_protocol::message::Start as StartAt;
+
 pub use acknowledgement::Acknowledgements;
 pub use apply::{Applied, ApplyError, ApplyErrorReason};
 pub use catalogue::{CatalogueDecision, CatalogueSnapshot, Topic, TopicState};
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
 pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};
-pub use reading::{FetchLimits, QueuePlace, StartAt};
+pub use reading::{FetchLimits, QueuePlace};
 pub use refusal::Refusal;
 pub use topic_change::{ChangeKind, TopicChange, TopicChangeError};
 
@@ -223,9 +226,10 @@ impl Engine {
         self.catalogue.decide_alter(name, queues, self.store_time_at(now))
     }
 
-    pub fn decide_delete(&self, name: &str, now: Nanos) -> Result<CatalogueDecision, Refusal> {
+    /// With an id, only the topic of that id: a deletion sent twice never takes a namesake that was made between.
+    pub fn decide_delete(&self, name: &str, id: Option<TopicId>, now: Nanos) -> Result<CatalogueDecision, Refusal> {
         self.check_home_writes()?;
-        self.catalogue.decide_delete(name, self.store_time_at(now))
+        self.catalogue.decide_delete(name, id, self.store_time_at(now))
     }
 
     /// At home: the next change that took effect, to be told to every other shard before it is answered.
@@ -268,6 +272,11 @@ impl Engine {
     /// Topics in the order of their names, those behind `after`: a page begins behind the last name of the one before.
     pub fn topics_after(&self, after: Option<&str>) -> impl Iterator<Item = &Topic> + '_ {
         self.catalogue.after(after)
+    }
+
+    /// Topics whose names begin with `prefix` and lie above `after`, in order.
+    pub fn topics_with_prefix(&self, prefix: &str, after: &str) -> impl Iterator<Item = &Topic> {
+        self.catalogue.with_prefix(prefix, after)
     }
 
     // Subscriptions, once they are made: see `reading` for how they begin.

@@ -1,10 +1,11 @@
 //! The decision about a batch that a producer offers: append it, answer it as stored before, or refuse it.
 
-use peregrine_protocol::entry::{EntryDraft, EntryFlags, EntryKind, entry_len};
+use peregrine_protocol::entry::{EntryDraft, EntryFlags, EntryHeader, EntryKind, entry_len};
 use peregrine_protocol::ids::{
     DurableLevel, Epoch, LogPosition, Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence, TopicId,
 };
 use peregrine_protocol::limits::RECORDS_MAX;
+use peregrine_protocol::message::ProduceHead;
 
 use super::producer::{self, BatchSequence, Remembered, SequenceCheck};
 use super::queue::{Queue, QueueKey};
@@ -27,6 +28,24 @@ pub struct BatchOffer {
     /// Bytes of payload.
     pub length: u32,
     pub records: u32,
+}
+
+impl BatchOffer {
+    /// The offer that a produce frame makes whose payload has so many bytes.
+    pub fn of_request(head: &ProduceHead, length: u32) -> Self {
+        Self {
+            topic: head.topic,
+            queue: head.queue,
+            producer_id: head.producer_id,
+            producer_epoch: head.producer_epoch,
+            sequence: head.sequence,
+            level: head.level(),
+            flags: head.flags,
+            payload_crc: head.payload_crc,
+            length,
+            records: head.record_count,
+        }
+    }
 }
 
 /// What to do with an offer.
@@ -53,7 +72,7 @@ pub struct StoredBatch {
 
 impl StoredBatch {
     /// The batch whose entry has this header.
-    pub fn of_header(header: &peregrine_protocol::entry::EntryHeader) -> Self {
+    pub fn of_header(header: &EntryHeader) -> Self {
         Self {
             base_offset: header.base_offset,
             records: header.record_count,

@@ -2,25 +2,12 @@
 //!
 //! A reader's place is (epoch, offset): see `epochs` for when it is still valid. Readers see a queue up to its visible end.
 
-use peregrine_protocol::ids::{Epoch, Nanos, QueueId, QueueOffset, SubscriptionId, TopicId};
+use peregrine_protocol::ids::{Epoch, QueueId, QueueOffset, SubscriptionId, TopicId};
 
 use super::queue::{Queue, QueueKey};
 use super::reader::{BatchPlace, Credit, ReaderOwner};
 use super::refusal::Refusal;
-use super::{Engine, Phase};
-
-/// Where a reader begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartAt {
-    /// The first message that the queue has.
-    Earliest,
-    /// The visible end: messages that are not visible yet.
-    Latest,
-    /// A place it was at before; [`Epoch::ANY`] where it has no expectation.
-    Offset { epoch: Epoch, offset: QueueOffset },
-    /// The first message stored at this instant or later.
-    Time(Nanos),
-}
+use super::{Engine, Phase, StartAt};
 
 /// A place in a queue, and where the queue begins and ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ fn ask(bench: &mut Bench, request: &str) -> String {
     let decision = match verb {
         "create" => bench.engine.decide_create(name, queues, bench.now),
         "alter" => bench.engine.decide_alter(name, queues, bench.now),
-        "delete" => bench.engine.decide_delete(name, bench.now),
+        "delete" => bench.engine.decide_delete(name, None, bench.now),
         other => panic!("{other}"),
     };
     match decision {
@@ -93,6 +93,44 @@ fn a_poisoned_home_lets_no_change_take_effect() {
 }
 
 #[test]
+fn a_deletion_sent_twice_takes_no_namesake() {
+    let bench = check(&[("create a 1", "topic 1"), ("delete a", "topic 1"), ("create a 1", "topic 2")]);
+    let delete = |id| bench.engine.decide_delete("a", Some(TopicId(id)), bench.now).err();
+    assert_eq!(delete(1), Some(Refusal::TopicDeleted));
+    assert_eq!(delete(3), Some(Refusal::UnknownTopic));
+    assert_eq!(delete(2), None);
+}
+
+#[test]
+fn listings_are_paged_in_the_order_of_names() {
+    let bench = check(&[
+        ("create ab 1", "topic 1"),
+        ("create b 1", "topic 2"),
+        ("create aa 1", "topic 3"),
+        ("create a 1", "topic 4"),
+    ]);
+    let names = |prefix: &str, after: &str| {
+        bench.engine.topics_with_prefix(prefix, after).map(|topic| topic.name.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names("", ""), "a aa ab b");
+    assert_eq!(names("", "aa"), "ab b");
+    assert_eq!(names("a", ""), "a aa ab");
+    assert_eq!(names("aa", "b"), "");
+    assert_eq!(names("b", "a"), "b");
+}
+
+#[test]
+fn altering_keeps_the_instant_of_creation() {
+    let mut bench = Bench::empty(ONE_SHARD);
+    bench.create("a", 1);
+    let created = bench.now;
+    bench.now.0 += 1_000;
+    ask(&mut bench, "alter a 2");
+    bench.harden();
+    assert_eq!(bench.engine.topic_named("a").map(|topic| (topic.queues, topic.created)), Some((2, created)));
+}
+
+#[test]
 fn new_ids_lie_above_those_seen_in_any_shard() {
     let mut bench = Bench::empty(ONE_SHARD);
     bench.engine.raise_topic_id(TopicId(41));
@@ -126,7 +164,7 @@ fn a_copy_asks_shard_0_before_it_says_that_something_is_unknown() {
     assert_eq!(decide(&copy, 1, mine + 4), None);
 
     copy.store(mine, 1, Synced);
-    home.change(home.engine.decide_delete("a", home.now));
+    home.change(home.engine.decide_delete("a", None, home.now));
     home.harden();
     let old = copy.engine.topic(TOPIC);
     copy.engine.topic_changed(&home.engine.topic(TOPIC));
@@ -140,7 +178,7 @@ fn a_copy_skips_what_was_deleted_and_refuses_what_never_was() {
     let (mut home, mut copy) = home_and_copy();
     let mine = (0..4).find(|&queue| copy.engine.look_up(TOPIC, QueueId(queue), StartAt::Latest).is_ok()).expect("one");
     let header = copy.store(mine, 1, Synced);
-    home.change(home.engine.decide_delete("a", home.now));
+    home.change(home.engine.decide_delete("a", None, home.now));
     home.harden();
     let mut engine = Engine::new(COPY);
     engine.install_catalogue(home.engine.catalogue_snapshot());

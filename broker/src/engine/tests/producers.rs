@@ -191,7 +191,7 @@ fn a_deleted_topic_takes_its_producers_along() {
         };
         bench.append(&draft, Vec::new());
     }
-    bench.change(bench.engine.decide_delete("t", bench.now));
+    bench.change(bench.engine.decide_delete("t", None, bench.now));
     bench.harden();
     assert_eq!((bench.engine.counts().producers, bench.engine.counts().queues), (0, 0));
     bench.create("t", 1);
@@ -248,7 +248,7 @@ fn the_last_64_batches_are_remembered_and_no_more() {
     for sequence in 0..70 {
         match bench.engine.decide_produce(&batch(sequence), bench.now) {
             Ok(ProduceDecision::Duplicate(stored)) => {
-                assert_eq!((stored.base_offset.0, sequence >= 6), (sequence, true))
+                assert_eq!((stored.base_offset.0, sequence >= 6), (sequence, true));
             }
             other => assert_eq!((other, sequence < 6), (Err(Refusal::SequenceConflict), true), "{sequence}"),
         }

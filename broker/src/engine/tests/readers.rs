@@ -144,7 +144,7 @@ fn readers_of_a_deleted_topic_are_told_once() {
     assert!(bench.engine.next_delivery().is_some());
     let waiting = bench.subscribe(StartAt::Latest, PLENTY);
     let spent = bench.subscribe(StartAt::Latest, Credit::default());
-    bench.change(bench.engine.decide_delete("t", bench.now));
+    bench.change(bench.engine.decide_delete("t", None, bench.now));
     bench.harden();
     assert_eq!(bench.engine.credit(ME, spent, PLENTY), Err(Refusal::UnknownSubscription));
     let mut ended = Vec::new();

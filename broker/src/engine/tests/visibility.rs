@@ -123,7 +123,7 @@ fn batches_of_a_deleted_topic_hold_nothing_up() {
     bench.store(0, 1, Synced);
     let other = BatchOffer { topic: TopicId(2), ..offer(0) };
     let Ok(ProduceDecision::Append(draft)) = bench.engine.decide_produce(&other, bench.now) else { panic!() };
-    bench.change(bench.engine.decide_delete("u", bench.now));
+    bench.change(bench.engine.decide_delete("u", None, bench.now));
     bench.append(&draft, Vec::new());
     bench.store(0, 1, Memory);
     bench.harden();
