@@ -17,6 +17,15 @@ pub const FRAME_MAX_CEILING: u32 = (256 << 20) + (64 << 10);
 /// Largest FlatBuffers header: a full page of a listing (1,024 names of 127 bytes and their ids: 160 KiB) fits.
 pub const FRAME_HEADER_MAX: u32 = 256 << 10;
 
+/// What a frame needs beside the payload of one batch, at the most: head 24, a fetch answer's table below 64, a batch's head 56,
+/// filling 3 × 7; rounded up.
+pub const FRAME_OVERHEAD: u32 = 256;
+
+/// Largest payload of a batch where frames have at most `frame_max` bytes: it fits a produce, a deliver and a fetch answer.
+pub const fn batch_max(frame_max: u32) -> u32 {
+    frame_max.saturating_sub(FRAME_OVERHEAD) / RECORD_ALIGN as u32 * RECORD_ALIGN as u32
+}
+
 /// Largest message, all its sections and its record header included, unless configured.
 pub const MESSAGE_MAX_DEFAULT: u32 = 4 << 20;
 

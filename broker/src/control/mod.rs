@@ -1,0 +1,5 @@
+//! What is not on the path of a message: configuration, the checks of a start, the data directory's identity, logs, signals.
+
+pub mod configuration;
+pub mod logging;
+pub mod settings;
