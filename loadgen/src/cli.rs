@@ -1,4 +1,4 @@
-//! The command line: `peregrine-loadgen run` and `peregrine-loadgen find-rate`.
+//! The command line: `peregrine-loadgen run`, `find-rate` and `table`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +27,15 @@ pub enum Command {
     Run(RunArgs),
     /// Find the highest rate at which a run stays valid, by doubling and halving.
     FindRate(FindRateArgs),
+    /// Print reports that were written with --json side by side, as a Markdown table.
+    Table {
+        /// Only the rows of a table of highest rates: level, messages a second, acknowledged p50 / p99 / p99.99.
+        #[arg(long)]
+        highest: bool,
+        /// The reports.
+        #[arg(required = true, value_name = "FILE")]
+        reports: Vec<PathBuf>,
+    },
 }
 
 /// The durable level that producers ask for.

@@ -8,7 +8,7 @@
 //! - [`latency`], [`tally`]: what came of them;
 //! - [`transport`], [`lanes`], [`generator`]: one thread that sends and sees them, over anything;
 //! - [`connection`], [`wire`]: the connections to a broker; [`floor`]: the machine without one;
-//! - [`run`], [`find_rate`], [`report`], [`cli`]: a run from its flags to its table.
+//! - [`run`], [`find_rate`], [`report`], [`markdown`], [`cli`]: a run from its flags to its table.
 
 pub mod cli;
 pub mod clock;
@@ -20,6 +20,7 @@ pub mod floor;
 pub mod generator;
 pub mod lanes;
 pub mod latency;
+pub mod markdown;
 pub mod report;
 pub mod run;
 pub mod schedule;

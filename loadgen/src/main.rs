@@ -1,12 +1,13 @@
 //! `peregrine-loadgen`: exit code 0 for a valid and sound run, 3 for an INVALID one, 2 where messages were lost, doubled,
 //! reordered, damaged or refused, 1 where there was no run.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use peregrine_loadgen::cli::{Cli, Command, FindRateArgs, RunArgs};
 use peregrine_loadgen::find_rate::find_rate;
+use peregrine_loadgen::markdown;
 use peregrine_loadgen::report::Report;
 use peregrine_loadgen::run::{RunError, run};
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Run(args) => run_once(args, &command),
         Command::FindRate(args) => search(args, &command),
+        Command::Table { reports, highest } => table(reports, *highest),
     };
     done.unwrap_or_else(|error| {
         eprintln!("peregrine-loadgen: {error}");
@@ -50,6 +52,17 @@ fn search(args: &FindRateArgs, command: &str) -> Result<ExitCode, RunError> {
         written(path, best.write_json(path))?;
     }
     Ok(verdict(&best))
+}
+
+fn table(paths: &[PathBuf], highest: bool) -> Result<ExitCode, RunError> {
+    let read = |path: &PathBuf| {
+        let text = std::fs::read(path);
+        let report = text.and_then(|text| Ok(serde_json::from_slice(&text)?));
+        report.map_err(|source| RunError::File { path: path.clone(), source })
+    };
+    let reports = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    print!("{}", if highest { markdown::highest_rows(&reports) } else { markdown::table(&reports) });
+    Ok(ExitCode::SUCCESS)
 }
 
 fn verdict(report: &Report) -> ExitCode {
