@@ -226,6 +226,10 @@ impl Broker {
         assert!(self.running.is_none(), "the broker already runs");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the log can be opened");
         let mut command = Command::new(program("peregrine-broker"));
+        // Settings of the person who runs the tests are not the tests'.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PEREGRINE_")) {
+            command.env_remove(name);
+        }
         command.args(self.arguments()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         change(&mut command);
         let mut child = command.spawn().expect("the broker can be started");

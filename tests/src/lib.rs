@@ -20,3 +20,4 @@ pub mod command_line;
 pub mod dataset;
 pub mod fuzz;
 pub mod programs;
+pub mod wire;
