@@ -43,16 +43,24 @@ fn the_repository_is_tidy() {
     collect_files(root, &mut files);
     assert!(files.len() > 20, "only {} files found under {}", files.len(), root.display());
 
-    let mut report = Vec::new();
-    for file in files {
-        let shown = file.strip_prefix(root).expect("found under the root").to_string_lossy().into_owned();
-        if is_generated(&shown) {
-            continue;
-        }
+    let files: Vec<(String, PathBuf, String)> = files
+        .into_iter()
         // What is not text has no lines to judge.
-        let Ok(text) = fs::read_to_string(&file) else { continue };
-        for (line, sentence) in violations_of(&shown, &text, &|target| file.with_file_name("").join(target).exists()) {
-            report.push(format!("{shown}:{line}: {sentence}"));
+        .filter_map(|file| {
+            let shown = file.strip_prefix(root).expect("found under the root").to_string_lossy().into_owned();
+            let text = fs::read_to_string(&file).ok()?;
+            (!is_generated(&shown)).then_some((shown, file, text))
+        })
+        .collect();
+    let test_modules: Vec<String> = files.iter().flat_map(|(path, _, text)| test_modules_of(path, text)).collect();
+
+    let mut report = Vec::new();
+    for (path, file, text) in &files {
+        let is_test = is_test_file(path, &test_modules);
+        for (line, sentence) in
+            violations_of(path, text, is_test, &|target| file.with_file_name("").join(target).exists())
+        {
+            report.push(format!("{path}:{line}: {sentence}"));
         }
     }
     assert!(report.is_empty(), "house rules are broken:\n{}", report.join("\n"));
@@ -63,7 +71,7 @@ fn is_generated(path: &str) -> bool {
 }
 
 /// All rules that apply to the file, by its path from the root.
-fn violations_of(path: &str, text: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Violation> {
+fn violations_of(path: &str, text: &str, is_test: bool, exists: &dyn Fn(&str) -> bool) -> Vec<Violation> {
     let extension = Path::new(path).extension().unwrap_or_default();
     let mut found = names(path);
     found.extend(length(text));
@@ -78,10 +86,10 @@ fn violations_of(path: &str, text: &str, exists: &dyn Fn(&str) -> bool) -> Vec<V
         }
         found.extend(unfinished(text));
         let code = production_code(text);
-        if SANS_IO.iter().any(|folder| path.starts_with(folder)) && !is_test_file(path) {
+        if SANS_IO.iter().any(|folder| path.starts_with(folder)) && !is_test {
             found.extend(sans_io(&code));
         }
-        if !path.starts_with("tests/") && !is_test_file(path) {
+        if !is_test {
             found.extend(unwraps(&code));
         }
     }
@@ -103,10 +111,28 @@ fn collect_files(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// A module of tests in a file of its own, an integration test, an example, or a benchmark.
-fn is_test_file(path: &str) -> bool {
-    path.ends_with("/tests.rs")
-        || ["/tests/", "/examples/", "/benches/", "fuzz/"].iter().any(|part| path.contains(part))
+/// The test crate, an integration test, an example, a benchmark, or a module that is declared for tests only.
+fn is_test_file(path: &str, test_modules: &[String]) -> bool {
+    let of_module =
+        |module: &String| path.strip_prefix(module.as_str()).is_some_and(|rest| [".", "/"].contains(&&rest[..1]));
+    path.starts_with("tests/")
+        || ["/tests/", "/examples/", "/benches/"].iter().any(|folder| path.contains(folder))
+        || test_modules.iter().any(of_module)
+}
+
+/// The modules that a file declares with `#[cfg(test)] mod name;`, as paths without their extension.
+fn test_modules_of(path: &str, text: &str) -> Vec<String> {
+    let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
+    let folder = match file {
+        "mod.rs" | "lib.rs" | "main.rs" => folder.to_owned(),
+        other => format!("{folder}/{}", other.trim_end_matches(".rs")),
+    };
+    let declarations = text.match_indices("#[cfg(test)]").filter_map(|(at, mark)| {
+        let declared = text[at + mark.len()..].trim_start().strip_prefix("mod ")?;
+        let end = declared.find(|c: char| !c.is_alphanumeric() && c != '_')?;
+        declared[end..].starts_with(';').then(|| format!("{folder}/{}", &declared[..end]))
+    });
+    declarations.collect()
 }
 
 fn names(path: &str) -> Vec<Violation> {
@@ -349,7 +375,8 @@ mod rules {
 
     #[track_caller]
     fn check(path: &str, text: &str, expected: &[(usize, &str)]) {
-        let found = violations_of(path, text, &|target| target == "README.md");
+        let is_test = is_test_file(path, &[]);
+        let found = violations_of(path, text, is_test, &|target| target == "README.md");
         let matches = found.len() == expected.len()
             && found.iter().zip(expected).all(|((line, sentence), (at, part))| line == at && sentence.contains(part));
         assert!(matches, "found {found:?}, expected {expected:?}");
@@ -401,6 +428,16 @@ mod rules {
     fn links_lead_somewhere() {
         check("notes.md", "# A b\n[x](README.md) [y](GONE.md) [z](#a-b) [w](#c)\n", &[(2, "GONE.md"), (2, "#c")]);
         check("notes.md", "[x](https://example.org/GONE.md)\n```\n[y](GONE.md)\n```\n", &[]);
+    }
+
+    #[test]
+    fn modules_declared_for_tests_are_tests() {
+        let modules =
+            test_modules_of("client/src/a/mod.rs", "//! A.\n#[cfg(test)]\nmod model;\n#[cfg(test)]\nmod b { }\n");
+        assert_eq!(modules, ["client/src/a/model"]);
+        assert!(is_test_file("client/src/a/model.rs", &modules) && is_test_file("client/src/a/model/x.rs", &modules));
+        assert!(!is_test_file("client/src/a/models.rs", &modules));
+        assert_eq!(test_modules_of("client/src/a.rs", "#[cfg(test)]\nmod tests;"), ["client/src/a/tests"]);
     }
 
     #[test]
