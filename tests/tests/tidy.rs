@@ -114,7 +114,7 @@ fn collect_files(folder: &Path, files: &mut Vec<PathBuf>) {
 /// The test crate, an integration test, an example, a benchmark, or a module that is declared for tests only.
 fn is_test_file(path: &str, test_modules: &[String]) -> bool {
     let of_module =
-        |module: &String| path.strip_prefix(module.as_str()).is_some_and(|rest| [".", "/"].contains(&&rest[..1]));
+        |module: &String| path.strip_prefix(module.as_str()).is_some_and(|rest| rest.starts_with(['.', '/']));
     path.starts_with("tests/")
         || ["/tests/", "/examples/", "/benches/"].iter().any(|folder| path.contains(folder))
         || test_modules.iter().any(of_module)
