@@ -1,0 +1,76 @@
+//! The names in a shard's directory, and what each kind of file is to a start.
+//!
+//! | name | what it is | at a start |
+//! |---|---|---|
+//! | `{base:020}-{epoch:010}` | a segment | read; a bad identity is damage |
+//! | `mark-{epoch:010}` | the mark of a run | read, unlinked once a fresh segment says as much |
+//! | `spare-…` | a file of zeros, waiting to become a segment | unlinked |
+//! | `tmp-…` | a file that was never finished | unlinked |
+//! | anything else | not ours | left alone |
+
+use peregrine_protocol::ids::Epoch;
+
+use super::segment::SegmentName;
+
+/// What a file is, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileKind {
+    Segment(SegmentName),
+    Mark,
+    /// Of no use to another process than the one that made it.
+    Leftover,
+    Foreign,
+}
+
+impl FileKind {
+    pub fn of(name: &str) -> Self {
+        let is_mark = |epoch: &str| !epoch.is_empty() && epoch.bytes().all(|byte| byte.is_ascii_digit());
+        if let Some(segment) = SegmentName::parse(name) {
+            Self::Segment(segment)
+        } else if name.strip_prefix("mark-").is_some_and(is_mark) {
+            Self::Mark
+        } else if name.starts_with("spare-") || name.starts_with("tmp-") {
+            Self::Leftover
+        } else {
+            Self::Foreign
+        }
+    }
+}
+
+/// The n-th spare begun in a run.
+pub(super) fn spare_name(epoch: Epoch, n: u32) -> String {
+    format!("spare-{:010}-{n}", epoch.0)
+}
+
+pub(super) fn mark_name(epoch: Epoch) -> String {
+    format!("mark-{:010}", epoch.0)
+}
+
+pub(super) fn temporary_mark_name(epoch: Epoch) -> String {
+    format!("tmp-mark-{:010}", epoch.0)
+}
+
+/// The segment that a start writes, before it counts.
+pub(super) fn temporary_segment_name(epoch: Epoch) -> String {
+    format!("tmp-segment-{:010}", epoch.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use peregrine_protocol::ids::LogPosition;
+
+    use super::*;
+
+    #[test]
+    fn every_file_is_of_one_kind() {
+        let segment = SegmentName { epoch: Epoch(3), base: LogPosition(4096) };
+        assert_eq!(FileKind::of(&segment.to_string()), FileKind::Segment(segment));
+        assert_eq!(FileKind::of(&mark_name(Epoch(3))), FileKind::Mark);
+        for name in [spare_name(Epoch(3), 7), temporary_mark_name(Epoch(3)), temporary_segment_name(Epoch(3))] {
+            assert_eq!(FileKind::of(&name), FileKind::Leftover, "{name}");
+        }
+        for name in ["lost+found", "mark-", "mark-1x", "4096-3", ".."] {
+            assert_eq!(FileKind::of(name), FileKind::Foreign, "{name}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What a shard's log is told at its start, with the arithmetic of its bounds. The broker fills this from its table of
+//! configuration, the simulator from its seed; nothing here is read from the environment.
+
+use peregrine_protocol::entry::{DirectoryId, DirectorySecret, EntrySeal};
+use peregrine_protocol::ids::{Epoch, Nanos, ShardId};
+use peregrine_protocol::limits::{BLOCK, ENTRY_PER_RING, RING_MAX, RING_MIN};
+
+use super::fault::Faults;
+
+/// The data directory that the shard belongs to. Its id and secret stand in every segment; device and inode tell a directory
+/// from a copy of it, which has the same id and so the same ring file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Directory {
+    pub id: DirectoryId,
+    pub secret: DirectorySecret,
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// The boot of the machine (`/proc/sys/kernel/random/boot_id`): another one means that every tmpfs is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootId(pub u128);
+
+/// When the flusher writes. The defaults come from measurements of group commit on io_uring; ARCHITECTURE.md names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushOptions {
+    /// Writes in flight at most. 2 to 4 cost a few percent of latency for two to three times the throughput.
+    pub depth: usize,
+    /// A second write opens early when the oldest waiting byte is this old.
+    pub age: Nanos,
+    /// How long traffic that asks only for `memory` may wait for its flush, and
+    pub memory_wait: Nanos,
+    /// how many bytes of it.
+    pub memory_bytes: u64,
+    /// A flush is sealed before it grows beyond this, unless one entry alone does; no write is longer. A multiple of the
+    /// block, at most 1 MiB: larger direct I/O has hung on some kernels.
+    pub flush_bytes: u64,
+}
+
+impl Default for FlushOptions {
+    fn default() -> Self {
+        Self {
+            depth: 2,
+            age: Nanos::from_micros(50),
+            memory_wait: Nanos::from_millis(1),
+            memory_bytes: 256 << 10,
+            flush_bytes: 256 << 10,
+        }
+    }
+}
+
+/// All that a start of a shard's log needs to know.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    pub shard: ShardId,
+    pub directory: Directory,
+    pub boot: BootId,
+    /// Path of the ring file on a tmpfs, named `{directory id}-{shard}`; `None` keeps the ring in anonymous memory, which no
+    /// restart sees (`memory` must then be refused or raised to `synced` by the shard).
+    pub ring: Option<String>,
+    /// Bytes of the staging ring: a power of two from 1 MiB to 1 GiB.
+    pub ring_bytes: u64,
+    /// The size that segments grow to, a multiple of the block.
+    pub segment_bytes: u64,
+    /// The largest entry that will be appended, header included ([`peregrine_protocol::entry::entry_len`] of the largest
+    /// batch). At most a quarter of the ring and a segment less its identity block.
+    pub largest_entry: u64,
+    pub flush: FlushOptions,
+    /// `--accept-loss`: go on behind damage, naming what was given up in the log.
+    pub accept_loss: bool,
+    /// `--discard-ring SHARD:EPOCH`: give up the ring of that epoch, and no other.
+    pub discard_ring: Option<Epoch>,
+    pub faults: Faults,
+}
+
+/// The smallest segment: what a first start waits for.
+const SEGMENT_FIRST: u64 = 4 << 20;
+/// Segments grow by this factor while spares are made.
+const SEGMENT_GROWTH: u64 = 4;
+
+impl LogOptions {
+    /// The defaults of DESIGN.md: a ring of 64 MiB, segments up to 256 MiB, entries up to a quarter of the ring.
+    pub fn new(shard: ShardId, directory: Directory, boot: BootId, ring: Option<String>) -> Self {
+        Self {
+            shard,
+            directory,
+            boot,
+            ring,
+            ring_bytes: 64 << 20,
+            segment_bytes: 256 << 20,
+            largest_entry: (64 << 20) / ENTRY_PER_RING,
+            flush: FlushOptions::default(),
+            accept_loss: false,
+            discard_ring: None,
+            faults: Faults::default(),
+        }
+    }
+
+    /// The largest entry that a ring and segments of these sizes take.
+    pub fn entry_bound(ring_bytes: u64, segment_bytes: u64) -> u64 {
+        (ring_bytes / ENTRY_PER_RING).min(segment_bytes.saturating_sub(BLOCK))
+    }
+
+    pub fn check(&self) -> Result<(), OptionsError> {
+        if !self.ring_bytes.is_power_of_two() || !(RING_MIN..=RING_MAX).contains(&self.ring_bytes) {
+            return Err(OptionsError::Ring(self.ring_bytes));
+        }
+        if self.segment_bytes < SEGMENT_FIRST || !self.segment_bytes.is_multiple_of(BLOCK) {
+            return Err(OptionsError::Segment(self.segment_bytes));
+        }
+        let bound = Self::entry_bound(self.ring_bytes, self.segment_bytes);
+        if self.largest_entry > bound {
+            return Err(OptionsError::Entry { largest: self.largest_entry, bound });
+        }
+        let flush = &self.flush;
+        if flush.depth == 0
+            || !flush.flush_bytes.is_multiple_of(BLOCK)
+            || !(BLOCK..=1 << 20).contains(&flush.flush_bytes)
+        {
+            return Err(OptionsError::Flush);
+        }
+        Ok(())
+    }
+
+    pub fn seal(&self) -> EntrySeal {
+        EntrySeal::new(&self.directory.secret, self.shard)
+    }
+
+    /// Who trusts the durable positions in this node's pads. Without a cluster a node is its data directory.
+    pub(super) fn node(&self) -> u64 {
+        self.directory.id.0 as u64
+    }
+
+    /// File size of the segment that a start makes: 4 MiB, or what the largest entry needs, beside `content` bytes that it
+    /// must hold already.
+    pub(super) fn first_segment(&self, content: u64) -> u64 {
+        let least = (self.largest_entry + BLOCK).next_multiple_of(1 << 20).clamp(SEGMENT_FIRST, self.segment_bytes);
+        (least + content).next_multiple_of(BLOCK)
+    }
+
+    /// File size of the n-th segment made ahead in this run (from 0).
+    pub(super) fn spare_segment(&self, n: u32) -> u64 {
+        let grown = SEGMENT_GROWTH.checked_pow(n + 1).and_then(|factor| self.first_segment(0).checked_mul(factor));
+        grown.unwrap_or(u64::MAX).min(self.segment_bytes)
+    }
+
+    /// The bounds of the flusher that fit the ring: several flushes must fit in the smallest.
+    pub(super) fn fitted_flush(&self) -> FlushOptions {
+        let part = (self.ring_bytes / 8).next_multiple_of(BLOCK);
+        FlushOptions {
+            flush_bytes: self.flush.flush_bytes.min(part),
+            memory_bytes: self.flush.memory_bytes.min(part),
+            ..self.flush
+        }
+    }
+}
+
+/// Why a log cannot work with these options; a sentence for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionsError {
+    #[error("a staging ring of {0} bytes: it must be a power of two from 1 MiB to 1 GiB")]
+    Ring(u64),
+    #[error("segments of {0} bytes: the size must be a multiple of 4096 and at least 4 MiB")]
+    Segment(u64),
+    #[error(
+        "an entry may have {largest} bytes, but ring and segments take at most {bound}; lower the message limit or enlarge them"
+    )]
+    Entry { largest: u64, bound: u64 },
+    #[error("the flush depth must be at least 1, the flush size a multiple of 4096 up to 1 MiB")]
+    Flush,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_grow_to_the_configured_size() {
+        let directory = Directory { id: DirectoryId(1), secret: DirectorySecret([2; 16]), device: 3, inode: 4 };
+        let mut options = LogOptions::new(ShardId(0), directory, BootId(5), None);
+        options.largest_entry = 1 << 20;
+        assert_eq!(options.check(), Ok(()));
+        assert_eq!(options.first_segment(0), 4 << 20);
+        let sizes: Vec<_> = (0..5).map(|n| options.spare_segment(n) >> 20).collect();
+        assert_eq!(sizes, [16, 64, 256, 256, 256]);
+        options.segment_bytes = 4 << 20;
+        assert_eq!((options.first_segment(0), options.spare_segment(0)), (4 << 20, 4 << 20));
+        options.largest_entry = 16 << 20;
+        assert_eq!(options.check(), Err(OptionsError::Entry { largest: 16 << 20, bound: (4 << 20) - 4096 }));
+        options.ring_bytes = 3 << 20;
+        assert_eq!(options.check(), Err(OptionsError::Ring(3 << 20)));
+    }
+}

@@ -1,0 +1,157 @@
+//! Reads what no longer stands in the ring, by direct reads from the segments of the log. A reader is a handle that the shard
+//! may clone; a read owns what it needs and holds no part of the log while it waits for the device.
+//!
+//! Files are opened on first use, and a bounded number stays open. There is no cache here: consumers far behind the tail read
+//! the device, so that they never take memory from those at the tail.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ops::{Deref, Range};
+use std::rc::Rc;
+
+use peregrine_protocol::ids::LogPosition;
+
+use super::disk::{Access, BLOCK, Disk, DiskFile};
+use super::error::ReadError;
+
+/// Files kept open for reading, for one shard.
+const OPEN_FILES_MAX: usize = 64;
+/// One direct read; larger ones have hung on some kernels.
+const READ_MAX: usize = 1 << 20;
+
+/// A segment of the log and the positions that it contributes.
+pub(super) struct ReadableSegment<D: Disk> {
+    pub name: String,
+    pub base: LogPosition,
+    /// Where the log goes on in the next segment: at or below the end of the file.
+    pub end: LogPosition,
+    pub file: Option<Rc<D::File>>,
+}
+
+struct Segments<D: Disk> {
+    disk: D,
+    /// By position, without overlap.
+    by_base: Vec<ReadableSegment<D>>,
+    /// Bases of the segments whose files were opened here, the oldest first.
+    opened: VecDeque<LogPosition>,
+}
+
+/// Reads from a shard's segments.
+pub struct LogReader<D: Disk> {
+    segments: Rc<RefCell<Segments<D>>>,
+}
+
+impl<D: Disk> Clone for LogReader<D> {
+    fn clone(&self) -> Self {
+        Self { segments: Rc::clone(&self.segments) }
+    }
+}
+
+/// Bytes read from the disk.
+pub struct DiskBytes<D: Disk>(Read<D>);
+
+enum Read<D: Disk> {
+    /// Part of one aligned read.
+    Part(<D::File as DiskFile>::Bytes, Range<usize>),
+    Joined(Vec<u8>),
+}
+
+impl<D: Disk> Deref for DiskBytes<D> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Read::Part(bytes, range) => &bytes[range.clone()],
+            Read::Joined(bytes) => bytes,
+        }
+    }
+}
+
+impl<D: Disk> LogReader<D> {
+    pub(super) fn new(disk: D, by_base: Vec<ReadableSegment<D>>) -> Self {
+        debug_assert!(by_base.is_sorted_by(|a, b| a.end <= b.base), "segments of the log do not overlap");
+        Self { segments: Rc::new(RefCell::new(Segments { disk, by_base, opened: VecDeque::new() })) }
+    }
+
+    /// A segment was added behind the last one.
+    pub(super) fn push(&self, segment: ReadableSegment<D>) {
+        self.segments.borrow_mut().by_base.push(segment);
+    }
+
+    /// Reads `[position, position + len)`, which must be durable and lie in one segment, as every entry does.
+    pub async fn read(self, position: LogPosition, len: usize) -> Result<DiskBytes<D>, ReadError> {
+        let (file, offset) = self.locate(position, len).await?;
+        let block = BLOCK as u64;
+        let first = offset / block * block;
+        let last = (offset + len as u64).next_multiple_of(block);
+        let skip = (offset - first) as usize;
+        let read = |offset: u64, len: usize| {
+            let file = Rc::clone(&file);
+            async move {
+                let bytes = file.read_at(offset, len).await.map_err(|source| ReadError::Io { position, source })?;
+                if bytes.len() < len { Err(ReadError::NotInLog(position)) } else { Ok(bytes) }
+            }
+        };
+        if last - first <= READ_MAX as u64 {
+            let bytes = read(first, (last - first) as usize).await?;
+            return Ok(DiskBytes(Read::Part(bytes, skip..skip + len)));
+        }
+        let mut joined = Vec::with_capacity((last - first) as usize);
+        let mut at = first;
+        while at < last {
+            let len = (last - at).min(READ_MAX as u64) as usize;
+            joined.extend_from_slice(&read(at, len).await?);
+            at += len as u64;
+        }
+        joined.drain(..skip);
+        joined.truncate(len);
+        Ok(DiskBytes(Read::Joined(joined)))
+    }
+
+    /// The file that holds these positions, opened, and where in it they start.
+    async fn locate(&self, position: LogPosition, len: usize) -> Result<(Rc<D::File>, u64), ReadError> {
+        let (disk, name, offset) = {
+            let segments = self.segments.borrow();
+            let Some(segment) = segments.at(position) else { return Err(ReadError::NotInLog(position)) };
+            if segment.end.0.saturating_sub(position.0) < len as u64 {
+                return Err(ReadError::NotInLog(position));
+            }
+            let offset = position - segment.base + BLOCK as u64;
+            if let Some(file) = &segment.file {
+                return Ok((Rc::clone(file), offset));
+            }
+            (segments.disk.clone(), segment.name.clone(), offset)
+        };
+        let opened = disk.open(&name, Access::Read).await;
+        let file = Rc::new(opened.map_err(|source| ReadError::Io { position, source })?);
+        self.segments.borrow_mut().keep_open(position, &file);
+        Ok((file, offset))
+    }
+}
+
+impl<D: Disk> Segments<D> {
+    fn index(&self, position: LogPosition) -> Option<usize> {
+        let index = self.by_base.partition_point(|segment| segment.base <= position).checked_sub(1)?;
+        (position < self.by_base[index].end).then_some(index)
+    }
+
+    fn at(&self, position: LogPosition) -> Option<&ReadableSegment<D>> {
+        self.index(position).map(|index| &self.by_base[index])
+    }
+
+    /// Keeps the file for later reads, in place of the one that was opened first where there are too many.
+    fn keep_open(&mut self, position: LogPosition, file: &Rc<D::File>) {
+        let Some(index) = self.index(position) else { return };
+        if self.by_base[index].file.is_some() {
+            return;
+        }
+        if self.opened.len() == OPEN_FILES_MAX
+            && let Some(base) = self.opened.pop_front()
+            && let Some(oldest) = self.index(base)
+        {
+            self.by_base[oldest].file = None;
+        }
+        self.by_base[index].file = Some(Rc::clone(file));
+        self.opened.push_back(self.by_base[index].base);
+    }
+}

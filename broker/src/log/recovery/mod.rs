@@ -1,0 +1,310 @@
+//! Starts a shard's log: there is one way to start, whatever happened before, and every run has an epoch and a first segment
+//! of its own. The steps are DESIGN.md's "Stop and start"; [`RecoveryStep`] names the points between which a crash may fall.
+//!
+//! ```text
+//!  survey ─► due ring ─► cut, replay ─► clean ─► ring file ─► sync ─► fresh segment ─► RENAME ─► ring set up ─► ready
+//!  └─ a crash up to here starts over: nothing that counted was changed ─────────────┘ └─ one from here finds a clean log
+//! ```
+//!
+//! Nothing beyond the cut comes back; nothing recovered is built on before it is durable; a position is never used twice;
+//! nothing that an earlier process had open is written again, for its direct writes may still land.
+
+mod due_ring;
+mod fresh;
+mod gaps;
+mod scan;
+mod survey;
+mod window;
+
+use std::io;
+
+use peregrine_protocol::entry::EntryHeader;
+use peregrine_protocol::ids::{Epoch, LogPosition};
+
+use self::due_ring::{DueRing, RingTail};
+use self::fresh::Fresh;
+use self::gaps::OffsetGaps;
+use self::scan::Scan;
+use self::survey::Survey;
+use super::chain::Chain;
+use super::damage::{Damage, DamagedExtent, Extent};
+use super::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
+use super::error::StartError;
+use super::fault::{Planted, RecoveryStep};
+use super::options::LogOptions;
+use super::reader::ReadableSegment;
+use super::ring::{PAGE_LEN, PageState, Ring, RingPage, RingUnfit, leftover};
+use super::task::OpenSegment;
+
+/// What takes in the log's entries at a start: the engine's `apply`, seen from here.
+pub trait Replay {
+    /// An entry that is no pad, in order of position, checked. An error ends the start: a sound entry that contradicts those
+    /// before it.
+    fn entry(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), String>;
+
+    /// Entries may be missing between the last one and the next: offsets and sequences may jump. Unless this was accepted
+    /// now or before, the start ends with an error after the whole log was read.
+    fn lost(&mut self, extent: Extent);
+}
+
+/// What became of the ring of the run before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingFate {
+    /// There was no segment, so no ring was due.
+    FirstStart,
+    /// The machine was started since: tmpfs is empty.
+    OtherBoot,
+    /// That run kept its ring in anonymous memory.
+    Anonymous,
+    /// That run was stopped cleanly.
+    Closed,
+    /// That run was never ready, and what came before it had been recovered.
+    NeverReady,
+    /// `--discard-ring` gave it up.
+    Discarded,
+    /// What stood only in it was taken over.
+    Recovered,
+}
+
+/// How a start went, for the ready line and the log.
+#[derive(Clone, Debug)]
+pub struct StartReport {
+    pub epoch: Epoch,
+    /// Where the log of earlier runs ends on the device.
+    pub cut: LogPosition,
+    /// Where this run's log begins, and its first append may stand.
+    pub base: LogPosition,
+    pub start: LogPosition,
+    pub ring: RingFate,
+    /// Messages that stood only in the ring.
+    pub messages_from_ring: u64,
+    /// Damage that this start accepted.
+    pub accepted: Vec<DamagedExtent>,
+}
+
+/// A log that is ready for appends.
+pub(super) struct Recovered<D: Disk, M> {
+    pub fresh: OpenSegment<D>,
+    pub ring: Ring<M>,
+    /// The log's earlier segments.
+    pub readable: Vec<ReadableSegment<D>>,
+    pub report: StartReport,
+}
+
+/// Wraps an I/O error with what was being done.
+fn io_error(options: &LogOptions, doing: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> StartError {
+    let shard = options.shard;
+    move |source| StartError::Io { shard, doing: doing(), source }
+}
+
+/// The whole of a start. The caller holds the data directory's lock.
+pub(super) async fn recover<D: Disk, H: RingHost>(
+    disk: &D,
+    rings: &H,
+    options: &LogOptions,
+    replay: &mut dyn Replay,
+) -> Result<Recovered<D, H::Memory>, StartError> {
+    let reached = |step| options.faults.reached(step);
+    let survey = Survey::read(disk, options).await?;
+    if !survey.bad.is_empty() && !options.accept_loss {
+        return Err(damage(options, &survey, Vec::new(), Vec::new()));
+    }
+    let due = DueRing::find(rings, &survey, options)?;
+    reached(RecoveryStep::Surveyed);
+
+    let chain = Chain::read_back(&survey.segments);
+    let mut scan = Scan::new(disk, options, &survey, &chain, replay);
+    let cut = scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
+    let messages_from_ring = match (&due.file, due.tail) {
+        (Some((_, memory)), Some(tail)) => scan.read_ring(memory.bytes(), tail)?,
+        _ => 0,
+    };
+    let accepted = scan.tally.open();
+    let (durable, highest_pad) = (scan.durable, scan.highest_pad);
+    if !accepted.is_empty() && !options.accept_loss {
+        let mut gaps = OffsetGaps::default();
+        let mut scan = Scan::new(disk, options, &survey, &chain, &mut gaps);
+        scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
+        if let (Some((_, memory)), Some(tail)) = (&due.file, due.tail) {
+            scan.read_ring(memory.bytes(), tail)?;
+        }
+        return Err(damage(options, &survey, accepted, gaps.lost()));
+    }
+    reached(RecoveryStep::Cut);
+
+    clean(disk, options, &survey).await?;
+    reached(RecoveryStep::Cleaned);
+    let fate = due.fate;
+    let (mut new_ring, old_ring, tail) = take_ring_file(rings, options, due)?;
+    reached(RecoveryStep::RingMade);
+    if tail.is_none() {
+        sync_segments(disk, options, &survey, &chain, durable, cut).await?;
+    }
+    reached(RecoveryStep::Synced);
+
+    let highest = survey.highest_position().map(|highest| highest.max(highest_pad));
+    let mut fresh = Fresh::place(options, &survey, &chain, cut, tail.is_some(), highest);
+    if let Some(tail) = tail {
+        let memory = old_ring.as_ref().map_or(&new_ring, |(_, memory)| memory);
+        fresh.take_ring(leftover(memory.bytes(), tail.size, tail.durable, tail.published));
+    }
+    if !accepted.is_empty() {
+        let extents: Vec<_> = accepted.iter().map(|damaged| damaged.extent).collect();
+        fresh.note_loss(options, &extents);
+    }
+    fresh.fill_block(options, cut);
+    let mut into_old = None;
+    if options.faults.has(Planted::RecoverIntoOldFile) && tail.is_some() {
+        into_old = fresh.write_into_old(disk, options, &survey, &chain).await?;
+    }
+    let goes_on = into_old.is_some();
+    let segment = match into_old {
+        Some(segment) => segment,
+        None => fresh.write(disk, options).await?,
+    };
+
+    let page = RingPage::new(options, segment.identity.epoch);
+    Ring::clear(&mut new_ring);
+    reached(RecoveryStep::RingCleared);
+    let ring_len = PAGE_LEN + options.ring_bytes as usize;
+    if new_ring.bytes().len() != ring_len {
+        new_ring.resize(ring_len).map_err(io_error(options, || "give the staging ring its size".to_owned()))?;
+    }
+    let ring = Ring::set_up(new_ring, &page, fresh.end());
+    reached(RecoveryStep::RingReady);
+
+    if let Some((path, memory)) = old_ring {
+        drop(memory);
+        rings.remove(&path).map_err(io_error(options, || format!("unlink the staging ring {path} of earlier runs")))?;
+    }
+    forget(disk, options, &survey, &chain).await?;
+    reached(RecoveryStep::Finished);
+
+    let report = StartReport {
+        epoch: segment.identity.epoch,
+        cut,
+        base: segment.identity.base,
+        start: fresh.end(),
+        ring: fate,
+        messages_from_ring,
+        accepted,
+    };
+    let mut readable = readable_segments(&survey, &chain, cut);
+    readable.truncate(readable.len() - usize::from(goes_on));
+    Ok(Recovered { fresh: segment, ring, readable, report })
+}
+
+fn damage(
+    options: &LogOptions,
+    survey: &Survey,
+    extents: Vec<DamagedExtent>,
+    queues: Vec<super::damage::LostOffsets>,
+) -> StartError {
+    let files = survey.bad.iter().map(|bad| (bad.name.to_string(), bad.reason.clone())).collect();
+    StartError::Damage(Box::new(Damage { shard: options.shard, extents, files, queues }))
+}
+
+/// Unlinks what is of no use to this process. The directory is synced whether or not there was anything: names that the fresh
+/// segment builds on may stand only in the cache, where a killed process left them.
+async fn clean<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey) -> Result<(), StartError> {
+    for name in &survey.leftovers {
+        disk.remove(name).await.map_err(io_error(options, || format!("unlink {name}")))?;
+    }
+    disk.sync_directory().await.map_err(io_error(options, || "sync the shard's directory".to_owned()))
+}
+
+/// The ring that this run will use (untouched where it is the one that is due), the one that was due where that is another
+/// file, and what to recover.
+type RingFiles<M> = (M, Option<(String, M)>, Option<RingTail>);
+
+/// Makes the configured ring file where it is missing. A ring that is due is not touched before the fresh segment has its
+/// name; any other file of that name loses its magic here, so that a later start never takes it for this run's.
+fn take_ring_file<H: RingHost>(
+    rings: &H,
+    options: &LogOptions,
+    due: DueRing<H::Memory>,
+) -> Result<RingFiles<H::Memory>, StartError> {
+    let len = PAGE_LEN + options.ring_bytes as usize;
+    let DueRing { file, tail, .. } = due;
+    let Some(path) = &options.ring else {
+        let memory =
+            rings.anonymous(len).map_err(io_error(options, || "map memory for the staging ring".to_owned()))?;
+        return Ok((memory, file, tail));
+    };
+    let (opened, old) = match file {
+        Some((due_path, memory)) if due_path == *path => (Some(memory), None),
+        other => {
+            let opened = rings.open(path);
+            (opened.map_err(io_error(options, || format!("open the staging ring {path}")))?, other)
+        }
+    };
+    let is_due = old.is_none() && tail.is_some();
+    let memory = match opened {
+        Some(mut memory) => {
+            if !is_due {
+                if let Ok(PageState::Ready { page, .. }) = PageState::read(memory.bytes()) {
+                    let owner = page.check_owner(&options.directory, options.shard);
+                    owner.map_err(|reason| taken(options, path, reason))?;
+                }
+                if memory.bytes().len() >= PAGE_LEN {
+                    Ring::clear(&mut memory);
+                }
+            }
+            memory
+        }
+        None => rings.create(path, len).map_err(io_error(options, || {
+            format!("make the staging ring {path} of {} MiB", options.ring_bytes >> 20)
+        }))?,
+    };
+    Ok((memory, old, tail))
+}
+
+fn taken(options: &LogOptions, path: &str, reason: RingUnfit) -> StartError {
+    StartError::RingTaken { shard: options.shard, path: path.to_owned(), reason }
+}
+
+/// Without a ring, bytes that were read may stand only in the device's cache.
+async fn sync_segments<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    survey: &Survey,
+    chain: &Chain,
+    durable: LogPosition,
+    cut: LogPosition,
+) -> Result<(), StartError> {
+    if options.faults.has(Planted::SyncOnlyWritten) {
+        return Ok(());
+    }
+    for link in chain.links.iter().filter(|link| link.base < cut && link.end > durable) {
+        let name = survey.segments[link.index].name();
+        let doing = || format!("sync segment {name}");
+        let file = disk.open(&name.to_string(), Access::Read).await.map_err(io_error(options, doing))?;
+        file.sync().await.map_err(io_error(options, doing))?;
+    }
+    Ok(())
+}
+
+/// Unlinks what the fresh segment has made superfluous: marks of earlier runs and segments that are no part of the log.
+async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, chain: &Chain) -> Result<(), StartError> {
+    let left_out = chain.left_out.iter().map(|&index| survey.segments[index].name().to_string());
+    let names: Vec<_> = survey.mark_files.iter().cloned().chain(left_out).collect();
+    for name in &names {
+        disk.remove(name).await.map_err(io_error(options, || format!("unlink {name}")))?;
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    disk.sync_directory().await.map_err(io_error(options, || "sync the shard's directory".to_owned()))
+}
+
+/// The log's earlier segments, up to the cut.
+fn readable_segments<D: Disk>(survey: &Survey, chain: &Chain, cut: LogPosition) -> Vec<ReadableSegment<D>> {
+    let below = chain.links.iter().filter(|link| link.base < cut);
+    let readable = below.map(|link| ReadableSegment {
+        name: survey.segments[link.index].name().to_string(),
+        base: link.base,
+        end: link.end.min(cut),
+        file: None,
+    });
+    readable.collect()
+}

@@ -1,0 +1,293 @@
+//! Step 3: reads the log from its first entry, hands every entry to the engine, and finds the cut; tells a torn tail from
+//! damage by every durable position that anything states.
+
+use peregrine_protocol::entry::{Entry, EntryHeader, EntryKind, EntrySeal};
+use peregrine_protocol::ids::{Epoch, LogPosition};
+use peregrine_protocol::limits::{ENTRY_ALIGN, ENTRY_HEADER_LEN};
+
+use super::due_ring::RingTail;
+use super::survey::Survey;
+use super::window::{BadEntry, Expected, Window, decode_entry};
+use super::{Replay, io_error};
+use crate::log::chain::{Chain, Link};
+use crate::log::damage::{DamageTally, Extent, decode_loss};
+use crate::log::disk::{Access, Disk};
+use crate::log::error::StartError;
+use crate::log::fault::Planted;
+use crate::log::options::LogOptions;
+use crate::log::ring::leftover;
+
+/// One pass over the log.
+pub(super) struct Scan<'a, D: Disk> {
+    disk: &'a D,
+    options: &'a LogOptions,
+    survey: &'a Survey,
+    chain: &'a Chain,
+    replay: &'a mut dyn Replay,
+    seal: EntrySeal,
+    /// The epoch of the last entry: none behind it is lower.
+    epoch: Epoch,
+    /// The newest durable position that identities, marks, and pads read so far state.
+    pub durable: LogPosition,
+    /// The end of the highest pad seen.
+    pub highest_pad: LogPosition,
+    pads_searched: bool,
+    pub tally: DamageTally,
+}
+
+impl<'a, D: Disk> Scan<'a, D> {
+    pub fn new(
+        disk: &'a D,
+        options: &'a LogOptions,
+        survey: &'a Survey,
+        chain: &'a Chain,
+        replay: &'a mut dyn Replay,
+    ) -> Self {
+        Self {
+            disk,
+            options,
+            survey,
+            chain,
+            replay,
+            seal: options.seal(),
+            epoch: Epoch(0),
+            durable: survey.durable(),
+            highest_pad: LogPosition(0),
+            pads_searched: false,
+            tally: DamageTally::default(),
+        }
+    }
+
+    /// Reads what is on the device and answers the cut. With a ring that is the ring's durable position, and everything below
+    /// must be good. Without, it is where the good prefix expects its next entry.
+    pub async fn read_segments(&mut self, ring_cut: Option<LogPosition>) -> Result<LogPosition, StartError> {
+        let mut expected = LogPosition(0);
+        let mut holes = self.chain.holes.iter().peekable();
+        for (n, link) in self.chain.links.iter().enumerate() {
+            if ring_cut.is_some_and(|cut| link.base >= cut) {
+                break;
+            }
+            while let Some(hole) = holes.next_if(|hole| hole.from < link.base) {
+                self.lose(*hole, "no segment holds these positions");
+            }
+            expected = link.base;
+            let limit = ring_cut.map_or(link.end, |cut| cut.min(link.end));
+            let read = self.read_link(n, link, limit, ring_cut.is_some()).await;
+            let name = self.survey.segments[link.index].name();
+            if let Some(torn) = read.map_err(|error| error.of_segment(self.options, name))? {
+                return Ok(torn);
+            }
+            expected = expected.max(limit);
+            if let Some(next) = self.chain.links.get(n + 1)
+                && ring_cut.is_none()
+            {
+                expected = next.base;
+            }
+        }
+        let due = ring_cut.unwrap_or(self.durable);
+        if expected < due {
+            self.lose(Extent { from: expected, to: due }, "no segment holds these positions");
+        }
+        Ok(ring_cut.unwrap_or(expected))
+    }
+
+    /// Reads what stands only in the ring. The messages among it.
+    pub fn read_ring(&mut self, file: &[u8], tail: RingTail) -> Result<u64, StartError> {
+        let [first, second] = leftover(file, tail.size, tail.durable, tail.published);
+        let lap = tail.durable + first.len() as u64;
+        let mut messages = 0;
+        for (bytes, from) in [(first, tail.durable), (second, lap)] {
+            let limit = from + bytes.len() as u64;
+            let mut position = from;
+            while position < limit {
+                let rest = &bytes[(position - from) as usize..];
+                let expected = Expected { position, epoch_min: self.epoch, epoch_max: tail.epoch, limit };
+                match ring_entry(rest, self.seal, &expected) {
+                    Ok(entry) => {
+                        if let Entry::Full(header) = entry {
+                            let payload = &rest[ENTRY_HEADER_LEN..ENTRY_HEADER_LEN + header.length as usize];
+                            self.visit_full(&header, payload)?;
+                            messages += u64::from(header.record_count);
+                        }
+                        self.epoch = entry.epoch();
+                        position = entry.end();
+                    }
+                    Err(bad) => {
+                        let mut next = position + ENTRY_ALIGN;
+                        while next < limit {
+                            let expected = Expected { position: next, ..expected };
+                            if ring_entry(&bytes[(next - from) as usize..], self.seal, &expected).is_ok() {
+                                break;
+                            }
+                            next += ENTRY_ALIGN;
+                        }
+                        self.lose(Extent { from: position, to: next }, &format!("in the staging ring: {bad}"));
+                        position = next;
+                    }
+                }
+            }
+        }
+        Ok(messages)
+    }
+
+    /// Reads one segment's part. `Some`: the log ends here with a torn tail.
+    async fn read_link(
+        &mut self,
+        n: usize,
+        link: &Link,
+        limit: LogPosition,
+        with_ring: bool,
+    ) -> Result<Option<LogPosition>, LinkError> {
+        let identity = &self.survey.segments[link.index];
+        let is_last = n + 1 == self.chain.links.len();
+        let file = self.disk.open(&identity.name().to_string(), Access::Read).await?;
+        let mut window = Window::new(file, identity.base, self.seal);
+        let mut position = link.base;
+        while position < limit {
+            let expected = Expected { position, epoch_min: self.epoch, epoch_max: identity.epoch, limit };
+            let bad = match window.entry(&expected).await? {
+                Ok(entry) => {
+                    self.visit(entry, &mut window).await?;
+                    position = entry.end();
+                    continue;
+                }
+                Err(bad) => bad,
+            };
+            if !with_ring {
+                self.search_pads(n, position).await?;
+                if position >= self.durable {
+                    return Ok(Some(position));
+                }
+            }
+            let behind = Expected { position: position + ENTRY_ALIGN, ..expected };
+            let next = window.next_good(behind).await?;
+            let ends_here = is_last && !with_ring && next.is_none();
+            let to = next.unwrap_or(if ends_here { limit.min(self.durable) } else { limit });
+            self.lose(Extent { from: position, to }, &bad.to_string());
+            if ends_here {
+                return Ok(Some(position));
+            }
+            position = to;
+        }
+        if !is_last && self.options.faults.has(Planted::ReadPastCut) {
+            self.read_past(&mut window, position, identity.epoch, identity.end()).await?;
+        }
+        Ok(None)
+    }
+
+    /// A planted fault: takes what stands behind the segment's part of the log.
+    async fn read_past<F: crate::log::disk::DiskFile>(
+        &mut self,
+        window: &mut Window<F>,
+        mut position: LogPosition,
+        epoch_max: Epoch,
+        limit: LogPosition,
+    ) -> Result<(), LinkError> {
+        while position < limit {
+            let expected = Expected { position, epoch_min: self.epoch, epoch_max, limit };
+            let Ok(entry) = window.entry(&expected).await? else { break };
+            self.visit(entry, window).await?;
+            position = entry.end();
+        }
+        Ok(())
+    }
+
+    async fn visit<F: crate::log::disk::DiskFile>(
+        &mut self,
+        entry: Entry,
+        window: &mut Window<F>,
+    ) -> Result<(), LinkError> {
+        self.epoch = entry.epoch();
+        match entry {
+            Entry::Pad(pad) => {
+                if pad.node == self.options.node() {
+                    self.durable = self.durable.max(pad.durable);
+                }
+            }
+            Entry::Full(header) => {
+                let payload = window.payload(header.payload_position(), header.length).await?;
+                self.visit_full(&header, payload)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_full(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), StartError> {
+        let contradicts = |reason| StartError::Replay { shard: self.options.shard, position: header.position, reason };
+        if header.kind == EntryKind::Loss {
+            let extents = decode_loss(payload).ok_or_else(|| contradicts("it lists no extents".to_owned()))?;
+            self.tally.accepted(extents);
+        }
+        self.replay.entry(header, payload).map_err(contradicts)
+    }
+
+    fn lose(&mut self, extent: Extent, reason: &str) {
+        self.tally.found(extent, reason.to_owned());
+        self.replay.lost(extent);
+    }
+
+    /// Looks for pads behind the first bad entry: what they say to be durable must be good. A torn tail can hold good blocks
+    /// behind a hole. After a clean stop nothing was ever written there.
+    async fn search_pads(&mut self, n: usize, position: LogPosition) -> Result<(), LinkError> {
+        let closed = self.survey.newest().is_some_and(|newest| self.survey.closes(newest.epoch));
+        if std::mem::replace(&mut self.pads_searched, true) || (closed && position >= self.survey.durable()) {
+            return Ok(());
+        }
+        for link in &self.chain.links[n..] {
+            let identity = &self.survey.segments[link.index];
+            let file = self.disk.open(&identity.name().to_string(), Access::Read).await?;
+            let mut window = Window::new(file, identity.base, self.seal);
+            let mut expected = Expected {
+                position: position.max(link.base),
+                epoch_min: Epoch(0),
+                epoch_max: identity.epoch,
+                limit: link.end,
+            };
+            while let Some(pad) = window.next_pad(expected).await? {
+                if pad.node == self.options.node() {
+                    self.durable = self.durable.max(pad.durable);
+                }
+                self.highest_pad = self.highest_pad.max(pad.end());
+                expected.position = pad.position + ENTRY_ALIGN;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An entry in the ring, its payload checked.
+fn ring_entry(bytes: &[u8], seal: EntrySeal, expected: &Expected) -> Result<Entry, BadEntry> {
+    let entry = decode_entry(bytes, seal, expected)?;
+    if let Entry::Full(header) = entry {
+        let payload = bytes.get(ENTRY_HEADER_LEN..).and_then(|rest| rest.get(..header.length as usize));
+        header.check_payload(payload.unwrap_or_default())?;
+    }
+    Ok(entry)
+}
+
+/// What stops the reading of a segment.
+enum LinkError {
+    Io(std::io::Error),
+    Start(StartError),
+}
+
+impl From<std::io::Error> for LinkError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<StartError> for LinkError {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
+}
+
+impl LinkError {
+    fn of_segment(self, options: &LogOptions, name: crate::log::segment::SegmentName) -> StartError {
+        match self {
+            Self::Io(error) => io_error(options, || format!("read segment {name}"))(error),
+            Self::Start(error) => error,
+        }
+    }
+}

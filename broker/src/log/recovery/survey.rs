@@ -1,0 +1,109 @@
+//! What stands in a shard's directory at a start: segments by their identities, marks, and files of no further use.
+
+use peregrine_protocol::ids::{Epoch, LogPosition};
+
+use super::io_error;
+use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
+use crate::log::error::StartError;
+use crate::log::files::FileKind;
+use crate::log::mark::Mark;
+use crate::log::options::LogOptions;
+use crate::log::segment::{Identity, SegmentName};
+
+/// A file with a segment's name that is none.
+pub(super) struct BadSegment {
+    pub name: SegmentName,
+    pub reason: String,
+}
+
+#[derive(Default)]
+pub(super) struct Survey {
+    pub segments: Vec<Identity>,
+    pub bad: Vec<BadSegment>,
+    pub marks: Vec<Mark>,
+    pub mark_files: Vec<String>,
+    /// Temporary files and spares of earlier processes.
+    pub leftovers: Vec<String>,
+}
+
+impl Survey {
+    pub async fn read<D: Disk>(disk: &D, options: &LogOptions) -> Result<Self, StartError> {
+        let mut survey = Self::default();
+        let mut names = disk.list().await.map_err(io_error(options, || "list the shard's directory".to_owned()))?;
+        names.sort_unstable();
+        for name in names {
+            match FileKind::of(&name) {
+                FileKind::Segment(segment) => survey.read_segment(disk, options, segment).await?,
+                FileKind::Mark => survey.read_marks(disk, options, name).await?,
+                FileKind::Leftover => survey.leftovers.push(name),
+                FileKind::Foreign => {}
+            }
+        }
+        Ok(survey)
+    }
+
+    async fn read_segment<D: Disk>(
+        &mut self,
+        disk: &D,
+        options: &LogOptions,
+        name: SegmentName,
+    ) -> Result<(), StartError> {
+        let file_name = name.to_string();
+        let doing = || format!("read the identity of segment {name}");
+        let file = disk.open(&file_name, Access::Read).await.map_err(io_error(options, doing))?;
+        let size = file.size();
+        let block = file.read_at(0, BLOCK).await.map_err(io_error(options, doing))?;
+        let identity = Identity::decode(&block).and_then(|identity| {
+            identity.check(name, size, &options.directory, options.shard)?;
+            Ok(identity)
+        });
+        match identity {
+            Ok(identity) => self.segments.push(identity),
+            Err(error) => self.bad.push(BadSegment { name, reason: error.to_string() }),
+        }
+        Ok(())
+    }
+
+    /// A torn block of a mark file is no damage: a mark may lag, and the other block holds the one before.
+    async fn read_marks<D: Disk>(&mut self, disk: &D, options: &LogOptions, name: String) -> Result<(), StartError> {
+        let doing = || format!("read {name}");
+        let file = disk.open(&name, Access::Read).await.map_err(io_error(options, doing))?;
+        let blocks = file.read_at(0, 2 * BLOCK).await.map_err(io_error(options, doing))?;
+        let marks = blocks.chunks(BLOCK).filter_map(|block| Mark::decode(block, options.directory.id, options.shard));
+        self.marks.extend(marks);
+        self.mark_files.push(name);
+        Ok(())
+    }
+
+    /// The segment of the highest epoch, then the highest base.
+    pub fn newest(&self) -> Option<&Identity> {
+        self.segments.iter().max_by_key(|identity| identity.name())
+    }
+
+    /// The highest epoch that any file names; 0 where there is none.
+    pub fn highest_epoch(&self) -> Epoch {
+        let segments = self.segments.iter().map(|identity| identity.epoch);
+        let bad = self.bad.iter().map(|bad| bad.name.epoch);
+        let marks = self.marks.iter().map(|mark| mark.epoch);
+        segments.chain(bad).chain(marks).max().unwrap_or_default()
+    }
+
+    /// The newest durable position that identities and marks state.
+    pub fn durable(&self) -> LogPosition {
+        let segments = self.segments.iter().map(|identity| identity.durable);
+        let marks = self.marks.iter().map(|mark| mark.durable);
+        segments.chain(marks).max().unwrap_or_default()
+    }
+
+    /// The highest position that any file names, used or not; `None` where there is no file at all.
+    pub fn highest_position(&self) -> Option<LogPosition> {
+        let segments = self.segments.iter().map(|identity| identity.base);
+        let bad = self.bad.iter().map(|bad| bad.name.base);
+        let marks = self.marks.iter().map(|mark| mark.durable);
+        segments.chain(bad).chain(marks).max()
+    }
+
+    pub fn closes(&self, epoch: Epoch) -> bool {
+        self.marks.iter().any(|mark| mark.closes && mark.epoch == epoch)
+    }
+}

@@ -1,0 +1,190 @@
+//! What the log wants done on the disk, as values: the shard runs a [`LogTask`] wherever it likes and hands the [`Completion`]
+//! back. A task owns all it needs, so that the log is not borrowed while it runs; dropping one that has begun leaves its
+//! outcome unknown, which only the end of the process may do.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future::poll_once;
+use peregrine_protocol::ids::LogPosition;
+
+use super::disk::{Access, BLOCK, Disk, DiskFile};
+use super::files;
+use super::mark::{MARK_FILE_LEN, Mark};
+use super::segment::Identity;
+
+/// Something to carry out. Several may run at once.
+#[must_use = "a task that is not run stops the log"]
+pub struct LogTask<D: Disk>(pub(super) Work<D>);
+
+pub(super) enum Work<D: Disk> {
+    Write { number: u64, file: Rc<D::File>, buffer: D::Buffer, offset: u64, fails: bool, early: bool },
+    Spare { disk: D, name: String, size: u64, pace: Rc<SparePace> },
+    Name { disk: D, spare: Spare, identity: Identity },
+    Mark { disk: D, file: Option<Rc<D::File>>, mark: Mark },
+}
+
+/// The outcome of a task, for [`super::Log::complete`].
+#[must_use = "the log waits for it"]
+pub struct Completion<D: Disk>(pub(super) Outcome<D>);
+
+pub(super) enum Outcome<D: Disk> {
+    Written {
+        number: u64,
+        result: io::Result<()>,
+    },
+    /// `None`: given up because the log is being stopped.
+    SpareMade(io::Result<Option<Spare>>),
+    Named(io::Result<OpenSegment<D>>),
+    Marked(io::Result<Rc<D::File>>),
+}
+
+/// A file of zeros, synced, waiting for an identity and a name.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub name: String,
+    pub size: u64,
+}
+
+/// A segment that is ready for appends.
+pub(super) struct OpenSegment<D: Disk> {
+    pub identity: Identity,
+    pub file: Rc<D::File>,
+}
+
+impl<D: Disk> OpenSegment<D> {
+    pub fn end(&self) -> LogPosition {
+        self.identity.end()
+    }
+
+    /// Where a position of this segment stands in its file.
+    pub fn offset(&self, position: LogPosition) -> u64 {
+        position - self.identity.base + BLOCK as u64
+    }
+}
+
+/// How hard the zeroing of a spare presses on, which the log changes while it runs.
+#[derive(Debug, Default)]
+pub(super) struct SparePace {
+    /// The current segment fills up and there is none to follow it.
+    pub hurry: Cell<bool>,
+    pub stop: Cell<bool>,
+}
+
+impl SparePace {
+    /// At leisure: 128 KiB every 2 ms, 64 MB/s, which hardly shows in the latency of flushes.
+    const STEP: usize = 128 << 10;
+    const REST: Duration = Duration::from_millis(2);
+    /// In a hurry: the longest step that a reactor's turn bears (it fills the buffer), without rest.
+    const HURRY_STEP: usize = 512 << 10;
+}
+
+impl<D: Disk> LogTask<D> {
+    /// Whether it may wait behind everything else: all but the writes of a flush.
+    pub fn is_background(&self) -> bool {
+        !matches!(self.0, Work::Write { .. })
+    }
+
+    /// Carries the task out. The future owns what it needs and may be spawned.
+    pub async fn run(self) -> Completion<D> {
+        Completion(match self.0 {
+            Work::Write { number, fails: true, .. } => {
+                Outcome::Written { number, result: Err(io::Error::other("failed by a test switch")) }
+            }
+            Work::Write { number, file, buffer, offset, early: true, .. } => {
+                // A planted fault: the write is begun and its outcome not awaited.
+                let begun = poll_once(file.write_at(buffer, offset)).await;
+                Outcome::Written { number, result: begun.unwrap_or(Ok(())) }
+            }
+            Work::Write { number, file, buffer, offset, .. } => {
+                Outcome::Written { number, result: file.write_at(buffer, offset).await }
+            }
+            Work::Spare { disk, name, size, pace } => Outcome::SpareMade(make_spare(&disk, name, size, &pace).await),
+            Work::Name { disk, spare, identity } => Outcome::Named(name_segment(&disk, &spare.name, identity).await),
+            Work::Mark { disk, file, mark } => Outcome::Marked(write_mark(&disk, file, mark).await),
+        })
+    }
+}
+
+/// Writes a file of zeros and syncs it. Where that fails, the file is removed again, so that it holds no space.
+async fn make_spare<D: Disk>(disk: &D, name: String, size: u64, pace: &SparePace) -> io::Result<Option<Spare>> {
+    let made = match disk.create(&name, size).await {
+        Ok(file) => zero(disk, &file, 0, size, Some(pace)).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Ok(true) => Ok(Some(Spare { name, size })),
+        Ok(false) => Ok(None),
+        Err(error) => {
+            // Whether it exists and can be removed or not, the next start unlinks what is left.
+            let _ = disk.remove(&name).await;
+            Err(error)
+        }
+    }
+}
+
+/// Zeros `[from, size)` and syncs the file; with a pace in steps that leave room for others. False: stopped on the way.
+pub(super) async fn zero<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    from: u64,
+    size: u64,
+    pace: Option<&SparePace>,
+) -> io::Result<bool> {
+    let mut offset = from;
+    while offset < size {
+        let at_leisure = pace.is_some_and(|pace| !pace.hurry.get());
+        let step = if at_leisure { SparePace::STEP } else { SparePace::HURRY_STEP };
+        let len = (size - offset).min(step as u64);
+        let mut buffer = disk.buffer(len as usize);
+        buffer.fill(0);
+        file.write_at(buffer, offset).await?;
+        offset += len;
+        if pace.is_some_and(|pace| pace.stop.get()) {
+            return Ok(false);
+        }
+        if at_leisure {
+            disk.pause(SparePace::REST).await;
+        }
+    }
+    file.sync().await?;
+    Ok(true)
+}
+
+/// Gives a zeroed file its identity and its name, each durable, and opens it for appends.
+pub(super) async fn name_segment<D: Disk>(disk: &D, file_name: &str, identity: Identity) -> io::Result<OpenSegment<D>> {
+    let file = disk.open(file_name, Access::Prepare).await?;
+    let mut block = disk.buffer(BLOCK);
+    identity.encode(&mut block);
+    file.write_at(block, 0).await?;
+    file.sync().await?;
+    drop(file);
+    let name = identity.name().to_string();
+    disk.rename(file_name, &name).await?;
+    disk.sync_directory().await?;
+    let file = Rc::new(disk.open(&name, Access::Append).await?);
+    Ok(OpenSegment { identity, file })
+}
+
+/// Writes a mark, making its file first where it is the run's first one.
+async fn write_mark<D: Disk>(disk: &D, file: Option<Rc<D::File>>, mark: Mark) -> io::Result<Rc<D::File>> {
+    let mut block = disk.buffer(BLOCK);
+    mark.encode(&mut block);
+    if let Some(file) = file {
+        file.write_at(block, mark.offset()).await?;
+        return Ok(file);
+    }
+    let (temporary, name) = (files::temporary_mark_name(mark.epoch), files::mark_name(mark.epoch));
+    // Left by an attempt that failed.
+    let _ = disk.remove(&temporary).await;
+    let file = disk.create(&temporary, MARK_FILE_LEN).await?;
+    zero(disk, &file, 0, MARK_FILE_LEN, None).await?;
+    file.write_at(block, mark.offset()).await?;
+    file.sync().await?;
+    drop(file);
+    disk.rename(&temporary, &name).await?;
+    disk.sync_directory().await?;
+    Ok(Rc::new(disk.open(&name, Access::Append).await?))
+}
