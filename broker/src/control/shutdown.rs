@@ -1,0 +1,30 @@
+//! Ending on a signal: the first SIGTERM or SIGINT asks for a clean stop, the second ends the process at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::kernel::StopSignals;
+
+/// The exit code of a process that was told twice: as a shell shows death by SIGINT.
+const TOLD_TWICE: i32 = 130;
+
+/// Set once the process is to stop; the shards look at it in their sweep, several times a second.
+pub type Shutdown = Arc<AtomicBool>;
+
+/// Watches for the signals on a thread of its own. `signals` was blocked before any thread was started.
+pub fn watch(signals: StopSignals) -> io::Result<Shutdown> {
+    let shutdown = Shutdown::default();
+    let told = shutdown.clone();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if told.swap(true, Ordering::SeqCst) {
+                eprintln!("peregrine-broker: {signal} again: ending at once");
+                // Without destructors: acknowledged messages stand in the rings and on disk as after kill -9.
+                std::process::exit(TOLD_TWICE);
+            }
+            tracing::info!(signal, "stopping: what is acknowledged is being flushed; a second signal ends at once");
+        }
+    })?;
+    Ok(shutdown)
+}
