@@ -32,6 +32,7 @@ pub struct Settings {
     segment_bytes: u64,
     arguments: Vec<String>,
     listen: Option<SocketAddr>,
+    idle: &'static str,
     ring_parent: PathBuf,
 }
 
@@ -44,6 +45,7 @@ impl Default for Settings {
             segment_bytes: 4 << 20,
             arguments: Vec::new(),
             listen: None,
+            idle: "park",
             ring_parent: PathBuf::from("/dev/shm"),
         }
     }
@@ -68,6 +70,12 @@ impl Settings {
     /// The ring directory is made in this folder instead of `/dev/shm`.
     pub fn ring_parent(mut self, folder: &Path) -> Self {
         self.ring_parent = folder.to_path_buf();
+        self
+    }
+
+    /// The idle policy: `spin`, `adaptive`, or the default of tests, `park`.
+    pub fn idle(mut self, policy: &'static str) -> Self {
+        self.idle = policy;
         self
     }
 
@@ -253,7 +261,7 @@ impl Broker {
             self.data.to_string_lossy().into_owned(),
             format!("--listen={listen}"),
             format!("--shards={}", self.settings.shards),
-            "--idle=park".to_owned(),
+            format!("--idle={}", self.settings.idle),
             format!("--segment-size={}", self.settings.segment_bytes),
             format!("--ring-size={}", self.settings.ring_bytes),
             format!("--ring-dir={}", self.ring_directory.display()),

@@ -142,10 +142,16 @@ impl Wire {
         })
     }
 
-    /// Sends one message, not idempotent, and waits for its acknowledgement; returns how long that took.
+    /// Sends one message to the topic's first queue, not idempotent, and waits for its acknowledgement; returns how long that
+    /// took.
     pub fn produce(&mut self, topic: TopicId, level: DurableLevel, body: &[u8]) -> Duration {
+        self.produce_to(topic, QueueId(0), level, body)
+    }
+
+    /// The same, to any queue.
+    pub fn produce_to(&mut self, topic: TopicId, queue: QueueId, level: DurableLevel, body: &[u8]) -> Duration {
         let payload = batch_of(body);
-        let head = produce_head(topic, level, &payload);
+        let head = ProduceHead { queue, ..produce_head(topic, level, &payload) };
         let started = Instant::now();
         self.ask(&Request::Produce(Produce { head, payload: &payload }), |answer| {
             assert!(matches!(answer, Answer::Produce(_)), "not acknowledged: {answer:?}");
