@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -210,6 +211,26 @@ impl Broker {
         assert!(!refusal.status.success(), "the broker refused with success: {refusal:?}");
         assert!(refusal.stdout.is_empty(), "the broker refused, yet wrote to its standard output: {refusal:?}");
         refusal
+    }
+
+    /// Starts the broker, which a test switch kills by SIGKILL before it is ready.
+    ///
+    /// # Panics
+    /// If it becomes ready, ends in another way, or still runs after some seconds.
+    pub fn start_killed(&mut self) {
+        let mut running = self.spawn();
+        let status = wait_for_exit(&mut running.child, EXIT_WITHIN);
+        if status.is_none() {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+        let lines: Vec<String> = running.lines.iter().collect();
+        let signal = status.and_then(|status| status.signal());
+        assert!(
+            signal == Some(libc::SIGKILL) && lines.is_empty(),
+            "the broker was not killed before it was ready: {status:?}, {lines:?}; its log:\n{}",
+            self.log_tail()
+        );
     }
 
     /// A second broker on the directories of this one, which must refuse.

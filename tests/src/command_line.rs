@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::programs::{program, wait_for_exit};
@@ -95,6 +95,11 @@ impl RunningCommand {
         let stdout = collect(child.stdout.take().expect("standard output is piped"));
         let stderr = collect(child.stderr.take().expect("standard error is piped"));
         RunningCommand { child, stdout, stderr }
+    }
+
+    /// The command's standard input, where that is piped; dropping it ends the input.
+    pub fn take_input(&mut self) -> ChildStdin {
+        self.child.stdin.take().expect("standard input is piped")
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -17,7 +17,9 @@
 
 pub mod broker;
 pub mod command_line;
+pub mod connection;
 pub mod dataset;
 pub mod fuzz;
 pub mod programs;
+pub mod random;
 pub mod wire;

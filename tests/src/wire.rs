@@ -181,7 +181,8 @@ pub fn produce_head(topic: TopicId, level: DurableLevel, payload: &[u8]) -> Prod
     }
 }
 
-fn whole(bytes: &[u8]) -> Frame<'_> {
+/// The frame whose bytes [`Heard::Frame`] holds.
+pub fn whole(bytes: &[u8]) -> Frame<'_> {
     match frame::decode(bytes, FRAME_MAX_CEILING) {
         Ok(Received::Frame(frame)) => frame,
         other => panic!("a frame was whole and is {other:?}"),
