@@ -1,5 +1,8 @@
 //! Which cores the generator runs on: those it was given, else those that no shard owns.
 
+use std::ops::Range;
+use std::thread::ScopedJoinHandle;
+
 use core_affinity::CoreId;
 
 use crate::generator::Idle;
@@ -32,9 +35,31 @@ impl Cores {
         self.pinned.len().max(1) as u32
     }
 
+    /// The numbers of the generator's threads.
+    pub fn parts(&self) -> Range<u32> {
+        0..self.threads()
+    }
+
+    /// Runs `work(part)` for each of `parts` on a thread of its own, the first on the first core and so on, and collects
+    /// what they return. A thread's panic becomes the caller's.
+    pub fn run<P: Send, R: Send>(&self, parts: impl IntoIterator<Item = P>, work: impl Fn(P) -> R + Sync) -> Vec<R> {
+        std::thread::scope(|scope| {
+            let work = &work;
+            let spawn = |(thread, part)| {
+                scope.spawn(move || {
+                    self.pin(thread);
+                    work(part)
+                })
+            };
+            let threads: Vec<_> = (0..).zip(parts).map(spawn).collect();
+            let joined = threads.into_iter().map(ScopedJoinHandle::join);
+            joined.map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        })
+    }
+
     /// Pins the calling thread as thread `thread` of the generator. `false` where the system refused.
-    pub fn pin(&self, thread: u32) -> bool {
-        self.pinned.get(thread as usize).is_none_or(|core| core_affinity::set_for_current(CoreId { id: *core }))
+    fn pin(&self, thread: usize) -> bool {
+        self.pinned.get(thread).is_none_or(|core| core_affinity::set_for_current(CoreId { id: *core }))
     }
 }
 
@@ -61,6 +86,7 @@ mod tests {
         let none = Cores::choose(&[], &[0, 1], &[0, 1], 8);
         assert_eq!((none.threads(), none.idle), (1, Idle::Sleep));
         assert!(none.pin(0), "an unpinned thread needs no permission");
+        assert_eq!(free.run(free.parts(), |thread| thread + 1), [1, 2]);
         assert_eq!(Cores::choose(&[1], &[0, 1], &[0, 1], 8), Cores { pinned: vec![1], idle: Idle::Sleep });
     }
 }

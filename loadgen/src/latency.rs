@@ -39,10 +39,10 @@ pub enum Latency {
 }
 
 impl Latency {
-    /// Microseconds; `None` where infinite. One decimal is more than three significant digits hold, from 10 µs up.
+    /// Microseconds to the hundredth; `None` where infinite.
     pub fn us(self) -> Option<f64> {
         match self {
-            Self::Finite(ns) => Some((ns as f64 / 100.0).round() / 10.0),
+            Self::Finite(ns) => Some((ns as f64 / 10.0).round() / 100.0),
             Self::Infinite => None,
         }
     }

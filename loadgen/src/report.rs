@@ -283,13 +283,18 @@ fn table_rows(out: &mut String, name: &str, latencies: &Latencies) {
     let (mut values, mut beyond) = (format!("{name:<14}"), format!("{:<14}", "  beyond"));
     for (_, parts) in PERCENTILES {
         let (latency, samples) = match latencies.at(parts) {
-            Some((latency, samples)) => (latency.us().map_or("inf".to_owned(), |us| format!("{us:.1}")), samples),
+            Some((latency, samples)) => (latency.us().map_or("inf".to_owned(), figure), samples),
             None => ("–".to_owned(), 0),
         };
         let _ = write!(values, "{latency:>11}");
         let _ = write!(beyond, "{samples:>11}");
     }
     let _ = writeln!(out, "{values}{:>11}\n{beyond}", latencies.count());
+}
+
+/// Microseconds with as many digits as mean something.
+fn figure(us: f64) -> String {
+    if us < 10.0 { format!("{us:.2}") } else { format!("{us:.1}") }
 }
 
 /// Kernel, processor and number of cores, as far as /proc tells.

@@ -15,7 +15,7 @@ use crate::cli::{LoadArgs, RunArgs};
 use crate::clock::{Clock, MILLISECOND, Ns, SECOND};
 use crate::content::Content;
 use crate::cores::{self, Cores};
-use crate::floor::{Floors, Ground, echo::EchoProcess, on_each_core};
+use crate::floor::{Floors, Ground, echo::EchoProcess};
 use crate::generator::{Generator, Idle};
 use crate::report::{self, GeneratorFacts, Metrics, Report, Shape, Throughput};
 use crate::schedule::{MESSAGES_MAX, Schedule};
@@ -97,6 +97,9 @@ impl Bench {
             let (size, max) = (load.size, facts.message_max);
             return Err(RunError::Arguments(format!("--size {size}: the broker takes messages up to {max} bytes")));
         }
+        if let Some(core) = load.cores.iter().find(|core| !cores::allowed().contains(core)) {
+            return Err(RunError::Arguments(format!("--cores {core}: this process may not use that core")));
+        }
         let threads_max = load.producers.max(load.consumers) as usize;
         let cores = Cores::choose(&load.cores, &cores::allowed(), &facts.cores, threads_max);
         Ok(Self { load: load.clone(), content, clock: Clock::start(), facts, cores })
@@ -137,7 +140,7 @@ impl Bench {
         let threads = self.cores.threads();
         let mut wires = Vec::new();
         for thread in 0..threads {
-            wires.push(std::sync::Mutex::new(Some(Wire::connect(&self.load, topics, self.clock, (thread, threads))?)));
+            wires.push((thread, Wire::connect(&self.load, topics, self.clock, (thread, threads))?));
         }
         let flushes_before = Control::connect(&self.load.broker)?.facts()?.flushes;
         let started = self.clock.now();
@@ -157,15 +160,14 @@ impl Bench {
         let drain = ns(self.load.drain);
         let (warmup, span) = (self.load.warmup.as_secs_f64(), self.load.duration.as_secs_f64());
         eprintln!("load: {rate} messages/s, {warmup} s to warm up, then {span} s measured");
-        let outcomes = on_each_core(&self.cores, |thread| {
-            let wire = wires[thread as usize].lock().ok().and_then(|mut wire| wire.take())?;
+        let outcomes = self.cores.run(wires, |(thread, wire)| {
             let queues = wire::queues_of_thread(&self.load, thread, threads);
             let part = (thread, threads);
-            Some(Generator::new(wire, self.clock, self.cores.idle, &workload, part, &queues, drain).run())
+            Generator::new(wire, self.clock, self.cores.idle, &workload, part, &queues, drain).run()
         });
         let mut tally = Tally::new(run, &workload.schedule);
         let mut failure = None;
-        for outcome in outcomes.into_iter().flatten() {
+        for outcome in outcomes {
             tally.merge(&outcome.tally);
             failure = failure.or(outcome.failure.map(|error| error.to_string()));
         }

@@ -18,13 +18,11 @@ const FILE_BLOCKS: u64 = 8192;
 /// Blocks zeroed by one write.
 const ZERO_BLOCKS: u64 = 256;
 
-/// A zeroed, synced file and a block to write to it. Dropping it unlinks the file.
+/// A zeroed, synced file. Dropping it unlinks the file.
 #[derive(Debug)]
 pub struct FlushFloor {
     path: PathBuf,
     file: File,
-    blocks: Blocks,
-    next: u64,
 }
 
 /// Bytes that begin on a block boundary in memory, as direct writes ask.
@@ -59,14 +57,15 @@ impl FlushFloor {
         zeroed.sync_data()?;
         File::open(directory)?.sync_all()?;
         let file = open(libc::O_DIRECT | libc::O_DSYNC)?;
-        Ok(Self { path, file, blocks, next: 0 })
+        Ok(Self { path, file })
     }
 
     /// Writes blocks for `span`, at most `rate` a second.
-    pub fn measure(&mut self, clock: Clock, rate: u64, span: Ns) -> io::Result<Latencies> {
+    pub fn measure(&self, clock: Clock, rate: u64, span: Ns) -> io::Result<Latencies> {
         let mut latencies = Latencies::new();
         let start = clock.now();
-        let block = self.blocks.get(1);
+        let mut blocks = Blocks::new(1);
+        let block = blocks.get(1);
         for index in 0..u64::MAX {
             let due = start + index * SECOND / rate.max(1);
             clock.sleep_until(due);
@@ -75,9 +74,8 @@ impl FlushFloor {
                 break;
             }
             block[..8].copy_from_slice(&index.to_le_bytes());
-            self.file.write_all_at(block, self.next % FILE_BLOCKS * BLOCK as u64)?;
+            self.file.write_all_at(block, index % FILE_BLOCKS * BLOCK as u64)?;
             latencies.record(clock.now() - before);
-            self.next += 1;
         }
         Ok(latencies)
     }
@@ -100,7 +98,7 @@ mod tests {
         // Beside the test's own executable: /tmp may be a tmpfs, which takes no direct writes.
         let executable = std::env::current_exe().unwrap();
         let directory = tempfile::tempdir_in(executable.parent().unwrap()).unwrap();
-        let mut floor = FlushFloor::prepare(directory.path()).unwrap();
+        let floor = FlushFloor::prepare(directory.path()).unwrap();
         let latencies = floor.measure(Clock::start(), 200, 100 * MILLISECOND).unwrap();
         assert!((1..=20).contains(&latencies.count()), "{} writes", latencies.count());
         drop(floor);

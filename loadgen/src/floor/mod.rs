@@ -90,22 +90,18 @@ impl Floors {
     fn take_hiccup(&mut self, ground: &Ground) {
         let threads = ground.cores.threads();
         let rate = (ground.rate / u64::from(threads)).max(1);
-        let measured = on_each_core(&ground.cores, |_| hiccup::measure(ground.clock, rate, ground.span));
+        let measured = ground.cores.run(ground.cores.parts(), |_| hiccup::measure(ground.clock, rate, ground.span));
         for latencies in &measured {
             self.hiccup.add(latencies);
         }
     }
 
     fn take_flush(&mut self, ground: &Ground, directory: &Path, rate: u64) -> std::io::Result<()> {
-        let mut floor = FlushFloor::prepare(directory)?;
-        let latencies = std::thread::scope(|scope| {
-            let measure = || {
-                ground.cores.pin(0);
-                floor.measure(ground.clock, rate, ground.span)
-            };
-            joined(scope.spawn(measure).join())
-        })?;
-        self.flush.add(&latencies);
+        let floor = FlushFloor::prepare(directory)?;
+        let measured = ground.cores.run([0], |_| floor.measure(ground.clock, rate, ground.span));
+        for latencies in measured {
+            self.flush.add(&latencies?);
+        }
         Ok(())
     }
 
@@ -128,7 +124,7 @@ impl Floors {
         };
         let workload = Arc::new(Workload { run: 0, size: STAMP_BYTES, schedule, content: Content::random(1) });
         let threads = ground.cores.threads();
-        let outcomes = on_each_core(&ground.cores, |thread| {
+        let outcomes = ground.cores.run(ground.cores.parts(), |thread| {
             let producers = (thread..ground.producers).step_by(threads as usize).len();
             let echo = Echo::connect(&process, ground.clock, ground.frame, producers, threads)
                 .map_err(|error| error.to_string())?;
@@ -154,24 +150,4 @@ impl Floors {
             self.notes.push(sentence);
         }
     }
-}
-
-/// Runs `work(thread)` on one thread per core of the generator, and collects what they return.
-pub fn on_each_core<R: Send>(cores: &Cores, work: impl Fn(u32) -> R + Sync) -> Vec<R> {
-    std::thread::scope(|scope| {
-        let work = &work;
-        let spawn = |thread| {
-            scope.spawn(move || {
-                cores.pin(thread);
-                work(thread)
-            })
-        };
-        let threads: Vec<_> = (0..cores.threads()).map(spawn).collect();
-        threads.into_iter().map(|thread| joined(thread.join())).collect()
-    })
-}
-
-/// A generator thread's result; its panic becomes the caller's.
-pub fn joined<R>(result: std::thread::Result<R>) -> R {
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
