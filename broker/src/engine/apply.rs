@@ -10,14 +10,14 @@ use super::index::IndexEntry;
 use super::producer::{BatchSequence, ProducerState, Remembered};
 use super::queue::{Queue, QueueKey};
 use super::topic_change::{TopicChange, TopicChangeError};
-use super::{Engine, Phase};
+use super::{Engine, Phase, TopicState};
 
 /// What an entry did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
     /// A batch was stored.
     Batch { queue: QueueKey, records: u32 },
-    /// A batch of a topic that was deleted since: nothing.
+    /// A batch of a topic that was deleted since, or was lost in a hole that was accepted: nothing.
     Skipped,
     /// A change of the catalogue. While running it takes effect once it is durable.
     Catalogue,
@@ -85,7 +85,13 @@ impl Engine {
         if change.topic != header.topic {
             return Err(ApplyErrorReason::Catalogue(change.topic, "the entry's header names another topic"));
         }
-        self.catalogue.fits(&change).map_err(|reason| ApplyErrorReason::Catalogue(change.topic, reason))?;
+        if let Err(reason) = self.catalogue.fits(&change) {
+            if self.phase != Phase::Recovering || !self.catalogue.is_lossy() {
+                return Err(ApplyErrorReason::Catalogue(change.topic, reason));
+            }
+            self.mend_catalogue(&change, header.store_time);
+            return Ok(Applied::Catalogue);
+        }
         self.catalogue.append(change, header.end(), header.store_time);
         if self.phase == Phase::Recovering {
             self.settle_catalogue(header.end());
@@ -93,11 +99,21 @@ impl Engine {
         Ok(Applied::Catalogue)
     }
 
+    /// A change that builds on one that an accepted hole took: each names its topic in full, so it counts by itself.
+    fn mend_catalogue(&mut self, change: &TopicChange, time: Nanos) {
+        let namesake = self.catalogue.named(&change.name).map(|topic| topic.id).filter(|&id| id != change.topic);
+        let states = namesake.map(TopicState::Deleted).into_iter().chain([self.catalogue.state_after(change, time)]);
+        for state in states {
+            let before = self.catalogue.set(&state);
+            self.forget_deleted(&state, before);
+        }
+    }
+
     fn apply_batch(&mut self, header: &EntryHeader) -> Result<Applied, ApplyErrorReason> {
         let (topic, queue) = (header.topic, header.queue);
         self.catalogue.raise_highest(topic);
         match self.catalogue.get(topic) {
-            None if self.catalogue.is_deleted(topic) => return Ok(Applied::Skipped),
+            None if self.catalogue.is_deleted(topic) || self.catalogue.is_lossy() => return Ok(Applied::Skipped),
             None => return Err(ApplyErrorReason::UnknownTopic(topic)),
             Some(known) => {
                 let here = known.shard_of(queue, self.options.shards) == self.options.shard;

@@ -56,6 +56,7 @@ pub struct CatalogueSnapshot {
     topics: Vec<Topic>,
     deleted: IdRanges,
     highest: TopicId,
+    lossy: bool,
 }
 
 /// What to do about a request to change the catalogue.
@@ -77,6 +78,8 @@ pub struct Catalogue {
     deleted: IdRanges,
     /// The highest id seen anywhere; a new topic lies above it.
     highest: TopicId,
+    /// A hole in the home's log was accepted: a topic that nobody knows may have been lost with it.
+    lossy: bool,
     /// Changes whose entry is not durable, in the order of the log.
     pending: VecDeque<PendingChange>,
 }
@@ -138,13 +141,22 @@ impl Catalogue {
         self.highest = self.highest.max(id);
     }
 
+    pub fn is_lossy(&self) -> bool {
+        self.lossy
+    }
+
+    /// What the home's log says may have holes from here on.
+    pub fn accept_hole(&mut self) {
+        self.lossy = true;
+    }
+
     pub fn deleted(&self) -> &IdRanges {
         &self.deleted
     }
 
     pub fn snapshot(&self) -> CatalogueSnapshot {
         let topics = self.after(None).cloned().collect();
-        CatalogueSnapshot { topics, deleted: self.deleted.clone(), highest: self.highest }
+        CatalogueSnapshot { topics, deleted: self.deleted.clone(), highest: self.highest, lossy: self.lossy }
     }
 
     pub fn install(&mut self, snapshot: CatalogueSnapshot) {
@@ -154,6 +166,7 @@ impl Catalogue {
             self.topics.insert(topic.id, topic);
         }
         self.deleted = snapshot.deleted;
+        self.lossy = snapshot.lossy;
         self.highest = self.highest.max(snapshot.highest);
     }
 
@@ -249,19 +262,23 @@ impl Catalogue {
     /// The next change whose entry `durable` covers takes effect; what its topic is from now on, and what it was.
     pub fn settle_next(&mut self, durable: LogPosition) -> Option<(TopicState, Option<Topic>)> {
         let PendingChange { store_time, change, .. } = self.pending.pop_front_if(|pending| pending.end <= durable)?;
-        let created = self.topics.get(&change.topic).map_or(store_time, |topic| topic.created);
-        let state = match change.kind {
-            ChangeKind::Create | ChangeKind::Alter => TopicState::Live(Topic {
-                id: change.topic,
-                hash: TopicHash::of(&change.name),
-                name: change.name.into(),
-                queues: change.queues,
-                created,
-            }),
-            ChangeKind::Delete => TopicState::Deleted(change.topic),
-        };
+        let state = self.state_after(&change, store_time);
         let before = self.set(&state);
         Some((state, before))
+    }
+
+    /// What `change`, whose entry was stored at `time`, makes of its topic.
+    pub fn state_after(&self, change: &TopicChange, time: Nanos) -> TopicState {
+        match change.kind {
+            ChangeKind::Create | ChangeKind::Alter => TopicState::Live(Topic {
+                id: change.topic,
+                name: change.name.as_str().into(),
+                queues: change.queues,
+                created: self.topics.get(&change.topic).map_or(time, |topic| topic.created),
+                hash: TopicHash::of(&change.name),
+            }),
+            ChangeKind::Delete => TopicState::Deleted(change.topic),
+        }
     }
 
     /// Makes the catalogue say `state`. News may come late or twice: nothing deleted lives again, no topic loses queues.

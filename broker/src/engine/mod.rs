@@ -157,6 +157,9 @@ impl Engine {
     pub fn accept_hole(&mut self) {
         assert!(self.phase == Phase::Recovering, "holes are found while the log is read back");
         self.holes = true;
+        if self.is_home() {
+            self.catalogue.accept_hole();
+        }
     }
 
     /// The whole log was applied and ends, durable, at `end`; from here on entries are new ones.

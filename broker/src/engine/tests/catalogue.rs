@@ -230,3 +230,50 @@ fn behind_an_accepted_hole_offsets_and_sequences_may_jump() {
     let again = BatchOffer { producer_id: ProducerId(5), sequence: Sequence(3), ..offer(0) };
     assert!(matches!(engine.decide_produce(&again, bench.now), Ok(ProduceDecision::Duplicate(_))));
 }
+
+/// A home's log without the entries of these numbers: the topics that are left.
+#[track_caller]
+fn check_hole(requests: &[&str], lost: &[usize], expected: &str) {
+    let mut bench = Bench::empty(ONE_SHARD);
+    for request in requests {
+        ask(&mut bench, request);
+        bench.harden();
+    }
+    let mut engine = Engine::new(ONE_SHARD);
+    for (number, (header, payload)) in bench.log.iter().enumerate() {
+        if lost.contains(&number) {
+            engine.accept_hole();
+        } else {
+            engine.apply(header, payload).expect("a hole was accepted");
+        }
+    }
+    let found: Vec<String> =
+        engine.topics_after(None).map(|topic| format!("{} {} {}", topic.id, topic.name, topic.queues)).collect();
+    assert_eq!(found.join(", "), expected);
+    assert_eq!(engine.highest_topic_id(), bench.engine.highest_topic_id());
+}
+
+#[test]
+fn changes_behind_an_accepted_hole_count_by_themselves() {
+    let requests = ["create a 1", "alter a 2", "delete a", "create a 4", "create b 1"];
+    check_hole(&requests[..2], &[0], "1 a 2");
+    check_hole(&requests[..3], &[0, 1], "");
+    check_hole(&requests, &[2], "2 a 4, 3 b 1");
+    check_hole(&requests, &[3], "3 b 1");
+}
+
+#[test]
+fn batches_of_a_topic_that_a_hole_took_are_skipped_in_every_shard() {
+    let (mut home, mut copy) = home_and_copy();
+    let mine = (0..4).find(|&queue| copy.engine.look_up(TOPIC, QueueId(queue), StartAt::Latest).is_ok()).expect("one");
+    let header = copy.store(mine, 1, Synced);
+    let mut lossy = Engine::new(HOME_OF_TWO);
+    lossy.accept_hole();
+    let mut engine = Engine::new(COPY);
+    engine.install_catalogue(lossy.catalogue_snapshot());
+    assert_eq!(engine.apply(&header, &[]), Ok(Applied::Skipped));
+    lossy.raise_topic_id(engine.highest_topic_id());
+    lossy.recovered(LogPosition(4096));
+    home.engine = lossy;
+    assert_eq!(ask(&mut home, "create a 4"), "topic 2", "the id that was lost is not given again");
+}
