@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(id.0, u64::MAX);
         assert_eq!((id.shard(), id.position()), (ShardId(1023), position));
         let id = MessageId::new(ShardId(1), LogPosition(4096 + 96));
-        assert_eq!((id.0, id.shard(), id.position()), (1 << 54 | 524, ShardId(1), LogPosition(4192)));
+        assert_eq!((id.0, id.shard(), id.position()), (1 << 54 | 0x20C, ShardId(1), LogPosition(4192)));
     }
 
     #[test]

@@ -42,11 +42,11 @@ impl Placement {
             let lap_end = LogPosition((at.0 | (around.ring_bytes - 1)) + 1);
             let limit = lap_end.min(segment_end);
             let lap_starts = at.0.is_multiple_of(around.ring_bytes);
+            let off_block = on_block && !at.0.is_multiple_of(BLOCK);
+            let unit_ends = at > unit_start && (on_block || lap_starts || at + len - unit_start > around.unit_bytes);
             let seal = if at + len > limit {
                 limit
-            } else if on_block && !at.0.is_multiple_of(BLOCK) {
-                LogPosition(at.0.next_multiple_of(BLOCK))
-            } else if at > unit_start && (on_block || lap_starts || at + len - unit_start > around.unit_bytes) {
+            } else if off_block || unit_ends {
                 LogPosition(at.0.next_multiple_of(BLOCK))
             } else {
                 return Some(placement);

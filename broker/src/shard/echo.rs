@@ -89,7 +89,7 @@ mod tests {
             std::thread::spawn(move || run(&options, listener, stop))
         };
         let mut client = TcpStream::connect(address).expect("connect");
-        let bytes: Vec<u8> = (0..16 * 1024 * 1024_u32).map(|at| (at * 31 >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..16 * 1024 * 1024_u32).map(|at| ((at * 31) >> 7) as u8).collect();
         let mut write = client.try_clone().expect("clone");
         let sent = bytes.clone();
         let writer = std::thread::spawn(move || write.write_all(&sent));
