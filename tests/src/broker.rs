@@ -35,6 +35,7 @@ pub struct Settings {
     listen: Option<SocketAddr>,
     idle: &'static str,
     ring_parent: PathBuf,
+    ring_in_file: bool,
 }
 
 impl Default for Settings {
@@ -48,6 +49,7 @@ impl Default for Settings {
             listen: None,
             idle: "park",
             ring_parent: PathBuf::from("/dev/shm"),
+            ring_in_file: true,
         }
     }
 }
@@ -71,6 +73,12 @@ impl Settings {
     /// The ring directory is made in this folder instead of `/dev/shm`.
     pub fn ring_parent(mut self, folder: &Path) -> Self {
         self.ring_parent = folder.to_path_buf();
+        self
+    }
+
+    /// The staging ring is anonymous memory, as where there is no tmpfs.
+    pub fn without_ring_file(mut self) -> Self {
+        self.ring_in_file = false;
         self
     }
 
@@ -277,6 +285,8 @@ impl Broker {
     /// All arguments of the next start.
     pub fn arguments(&self) -> Vec<String> {
         let listen = self.address.map_or_else(|| "127.0.0.1:0".to_owned(), |address| address.to_string());
+        let none = Path::new("none");
+        let ring_directory = if self.settings.ring_in_file { self.ring_directory.as_path() } else { none };
         let mut arguments = vec![
             "--data".to_owned(),
             self.data.to_string_lossy().into_owned(),
@@ -285,7 +295,7 @@ impl Broker {
             format!("--idle={}", self.settings.idle),
             format!("--segment-size={}", self.settings.segment_bytes),
             format!("--ring-size={}", self.settings.ring_bytes),
-            format!("--ring-dir={}", self.ring_directory.display()),
+            format!("--ring-dir={}", ring_directory.display()),
         ];
         arguments.extend(self.settings.arguments.iter().cloned());
         arguments
