@@ -254,3 +254,13 @@ fn the_last_64_batches_are_remembered_and_no_more() {
         }
     }
 }
+
+#[test]
+fn a_queue_that_is_idle_again_takes_less_than_a_kibibyte() {
+    let mut bench = Bench::new(1);
+    let Ok(ProduceDecision::Append(draft)) = bench.engine.decide_produce(&first_of(1), bench.now) else { panic!() };
+    bench.append(&draft, Vec::new());
+    bench.harden();
+    let queue = bench.engine.queues.by_key(QueueKey { topic: TOPIC, queue: QueueId(0) }).expect("it was written to");
+    assert!(queue.bytes() < 1024, "{} bytes", queue.bytes());
+}
