@@ -93,13 +93,13 @@ impl FrameHead {
         let body_end = header_length.next_multiple_of(FRAME_ALIGN) + body_length;
         let length = body_end.next_multiple_of(FRAME_ALIGN);
         assert!(header_length <= FRAME_HEADER_MAX as usize, "a header is at most {FRAME_HEADER_MAX} bytes");
-        assert!(length <= u32::MAX as usize, "a body is far below 4 GiB");
+        let Ok(length) = u32::try_from(length) else { panic!("a body is far below 4 GiB") };
         let from_broker = if sender == Sender::Broker { FROM_BROKER } else { 0 };
         Self {
-            length: length as u32,
+            length,
             version: PROTOCOL_VERSION,
             kind: kind as u8,
-            flags: from_broker | (length - body_end) as u16,
+            flags: from_broker | (length as usize - body_end) as u16,
             header_length: header_length as u32,
             correlation,
         }

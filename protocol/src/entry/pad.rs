@@ -37,8 +37,9 @@ impl PadHeader {
     /// A pad that fills `[position, end)`; both multiples of 64, less than 4 GiB apart, and not equal.
     pub fn filling(position: LogPosition, end: LogPosition, epoch: Epoch, durable: LogPosition, node: u64) -> Self {
         let total = end - position;
-        assert!(total >= PAD_HEADER_LEN as u64 && total <= u64::from(u32::MAX), "a pad holds its header");
-        Self { length: (total - PAD_HEADER_LEN as u64) as u32, position, epoch, durable, node }
+        assert!(total >= PAD_HEADER_LEN as u64, "a pad holds its header");
+        let Ok(length) = u32::try_from(total - PAD_HEADER_LEN as u64) else { panic!("a pad ends within 4 GiB") };
+        Self { length, position, epoch, durable, node }
     }
 
     /// Bytes that the pad takes in the log.

@@ -176,8 +176,11 @@ impl<'a> FetchedBatches<'a> {
     }
 }
 
+/// A batch's head and payload.
+type Fetched<'a> = (BatchHead, &'a [u8]);
+
 /// The first batch of `body`, and what follows its filling.
-fn split(body: &[u8]) -> Result<((BatchHead, &[u8]), &[u8]), DecodeError> {
+fn split(body: &[u8]) -> Result<(Fetched<'_>, &[u8]), DecodeError> {
     let (head, rest) = body.split_first_chunk::<{ BatchHead::LEN }>().ok_or(DecodeError::Body)?;
     let batch = BatchHead::from_wire(&wire::BatchHead(*head))?;
     let length = batch.payload_length as usize;

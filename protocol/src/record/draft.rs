@@ -50,10 +50,9 @@ impl RecordDraft<'_> {
             batch.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
             batch.extend_from_slice(bytes);
         });
-        let length = batch.len() - start;
-        assert!(length <= u32::MAX as usize, "the message limit was checked");
+        let Ok(length) = u32::try_from(batch.len() - start) else { panic!("the message limit was checked") };
         let record = &mut batch[start..];
-        record[0..4].copy_from_slice(&(length as u32).to_le_bytes());
+        record[0..4].copy_from_slice(&length.to_le_bytes());
         record[10..12].copy_from_slice(&sections.to_le_bytes());
         let crc = crc32(&record[8..]);
         record[4..8].copy_from_slice(&crc.to_le_bytes());
