@@ -12,8 +12,8 @@ use peregrine_protocol::ids::{
     SubscriptionId, TopicId,
 };
 use peregrine_protocol::message::{
-    Answer, BatchHead, Fetch, Hello, Metadata, Mode, Produce, ProduceAnswer, ProduceHead, Request, Start, Stats,
-    Subscribe, SubscribeAnswer,
+    Answer, BatchHead, CreateTopic, Fetch, Hello, Metadata, Mode, Produce, ProduceAnswer, ProduceHead, Request, Start,
+    Stats, Subscribe, SubscribeAnswer,
 };
 use peregrine_protocol::preamble::PREAMBLE;
 use peregrine_protocol::record::{Batch, RecordDraft};
@@ -121,6 +121,17 @@ impl Connection {
         }
     }
 
+    /// Creates a topic and returns its id.
+    ///
+    /// # Panics
+    /// Unless it was created.
+    pub fn create_topic(&mut self, name: &str, queues: u32) -> TopicId {
+        match self.ask(&Request::CreateTopic(CreateTopic { name, queues })) {
+            Reply::Topic { id, .. } => id,
+            other => panic!("the topic was not created: {other:?}"),
+        }
+    }
+
     /// # Panics
     /// If there is no topic of that name.
     pub fn topic(&mut self, name: &str) -> TopicId {
@@ -207,6 +218,7 @@ impl Reply {
                 Some(topic) => Self::Topic { id: topic.id, queues: topic.queues },
                 None => Self::NoTopic,
             },
+            Answer::CreateTopic(answer) => Self::Topic { id: answer.topic.id, queues: answer.topic.queues },
             Answer::Produce(answer) => Self::Produced(*answer),
             Answer::Fetch(answer) => Self::Fetched {
                 end: answer.end,

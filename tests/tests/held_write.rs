@@ -20,7 +20,7 @@ const PRODUCER: ProducerId = ProducerId(77);
 /// A broker whose first write does not return, with a topic of three queues.
 fn with_first_write_held() -> Broker {
     let mut broker = Settings::default().start();
-    broker.command_line().create_topic(TOPIC, QUEUES.len() as u32);
+    Connection::open(broker.address(), None).create_topic(TOPIC, QUEUES.len() as u32);
     assert!(broker.terminate().success(), "a clean stop is a success");
     broker.set_arguments(&["--test-fault=hold-write=1"]);
     broker.start_again();

@@ -28,7 +28,7 @@ fn assert_poisoned(reply: &Reply) {
 #[test]
 fn a_failed_write_is_never_taken_for_success() {
     let mut broker = Settings::default().start();
-    broker.command_line().create_topic(TOPIC, 2);
+    Connection::open(broker.address(), None).create_topic(TOPIC, 2);
     let mut connection = Connection::open(broker.address(), None);
     let topic = connection.topic(TOPIC);
     let first = produce(&mut connection, topic, 0, 0, DurableLevel::Synced);

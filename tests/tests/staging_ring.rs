@@ -19,7 +19,7 @@ const RECOVERY_STEPS: usize = 11;
 /// A broker with a topic of one queue per shard, stopped: its next start can have a test switch.
 fn prepared(shards: u16) -> Broker {
     let mut broker = Settings::default().shards(shards).ring_bytes(RING_BYTES as u64).start();
-    broker.command_line().create_topic(TOPIC, u32::from(shards));
+    Connection::open(broker.address(), None).create_topic(TOPIC, u32::from(shards));
     assert!(broker.terminate().success(), "a clean stop is a success");
     broker
 }
