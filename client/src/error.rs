@@ -18,6 +18,14 @@ pub enum Error {
         /// What the last attempt met.
         reason: String,
     },
+    /// The address now leads to a broker with another data directory or number of shards.
+    #[error(
+        "the broker at {broker} has another data directory than before; what this client knows does not hold there"
+    )]
+    Replaced {
+        /// As given by the caller.
+        broker: String,
+    },
     /// The connection broke before the answer came; whether the request was carried out is unknown.
     #[error("the connection to the broker was lost before it answered")]
     ConnectionLost,
@@ -91,11 +99,14 @@ impl Error {
     /// [`Self::TimedOut`]; producers retry by themselves and without duplicates until their time is up.
     pub fn is_retriable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::ConnectionLost | Self::TimedOut { .. } => true,
+            // Behind a cut the reader goes on by itself.
+            Self::Unreachable { .. } | Self::ConnectionLost | Self::TimedOut { .. } | Self::Truncated { .. } => true,
             Self::Refused(refusal) => refusal.retriable,
-            // The reader goes on behind it by itself.
-            Self::Truncated { .. } => true,
-            Self::Protocol(_) | Self::Corrupt { .. } | Self::InvalidArgument(_) | Self::Closed => false,
+            Self::Replaced { .. }
+            | Self::Protocol(_)
+            | Self::Corrupt { .. }
+            | Self::InvalidArgument(_)
+            | Self::Closed => false,
         }
     }
 
@@ -109,6 +120,13 @@ impl Error {
 
     pub(crate) fn protocol(what: impl Into<String>) -> Self {
         Self::Protocol(what.into().into())
+    }
+
+    /// What the broker would say of a name that its metadata does not have.
+    pub(crate) fn unknown_topic(name: &str) -> Self {
+        let sentence = format!("there is no topic \"{name}\"");
+        let number = ErrorCode::UnknownTopic.number();
+        Refusal { number, retriable: false, sentence, detail: ErrorDetail::default() }.into()
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {

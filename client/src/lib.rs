@@ -1,9 +1,29 @@
-//! The client library of Peregrine.
+//! The client library of Peregrine, a low-latency message broker.
+//!
+//! [`Client`] is where to begin: it connects, learns the broker's shards, and makes [`Producer`]s, [`Reader`]s and [`Admin`]. All of it
+//! runs on tokio. Below it stands a core without I/O, for programs with an event loop of their own: [`session`] speaks the protocol of
+//! one connection, [`idempotence`] keeps what a producer sent from being stored twice, out of order, or not at all.
 
+mod admin;
+mod client;
 pub mod error;
 pub mod idempotence;
-pub mod message;
+mod link;
+mod message;
+mod producer;
+mod reader;
 pub mod session;
 
+pub use admin::{Admin, Description, Offset, QueueState};
+pub use client::{Client, ClientBuilder, Topic};
 pub use error::{Error, Refusal, Result};
+pub use idempotence::Loss;
 pub use message::{Delivery, Message};
+pub use producer::{Acknowledged, Producer, ProducerBuilder, Receipt};
+pub use reader::{Reader, ReaderBuilder};
+
+pub use peregrine_protocol::error::ErrorCode;
+pub use peregrine_protocol::ids::{
+    DurableLevel, Epoch, MessageId, Nanos, QueueId, QueueOffset, Sequence, ShardId, TopicId,
+};
+pub use peregrine_protocol::message::{Start, Stats};

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 use peregrine_protocol::checksum::crc32;
+use peregrine_protocol::entry::Codec;
 use peregrine_protocol::ids::{DurableLevel, Epoch, MessageId, Nanos, QueueId, QueueOffset, ShardId};
 use peregrine_protocol::message::BatchHead;
 use peregrine_protocol::record::{Batch, Record, RecordDraft, SectionNumber, push_property};
@@ -36,6 +37,12 @@ impl Message {
         Self { body: body.into(), ..Self::default() }
     }
 
+    /// Sets the body.
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
     /// Sets the key. Messages of one key go to one queue and stay in order.
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
         self.key = Some(key.into());
@@ -64,6 +71,14 @@ impl Message {
     pub fn level(mut self, level: DurableLevel) -> Self {
         self.level = Some(level);
         self
+    }
+
+    /// Whether it can be sent at all.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_oversized {
+            return Err(Error::invalid("a property's name and value have at most 65,535 bytes each"));
+        }
+        Ok(())
     }
 
     pub(crate) fn chosen_queue(&self) -> Option<QueueId> {
@@ -123,6 +138,8 @@ pub(crate) struct ReceivedBatch {
     pub shard: ShardId,
     pub head: BatchHead,
     pub payload: Bytes,
+    /// Messages from here on are not wanted.
+    pub end: Option<QueueOffset>,
 }
 
 impl ReceivedBatch {
@@ -131,9 +148,18 @@ impl ReceivedBatch {
         self.head.end_offset() - self.head.first_wanted
     }
 
+    /// Leaves out what stands at `end` and behind it.
+    pub fn until(mut self, end: QueueOffset) -> Self {
+        self.end = Some(end);
+        self
+    }
+
     /// Checks the payload's checksum and every record's, and answers the wanted messages in order.
     pub fn messages(&self) -> Result<Vec<Delivery>> {
         let corrupt = Error::Corrupt { queue: self.queue, offset: self.head.base_offset };
+        if self.head.flags.codec() != Codec::None {
+            return Err(Error::protocol("a batch that is compressed in a way that this client does not know"));
+        }
         if crc32(&self.payload) != self.head.payload_crc {
             return Err(corrupt);
         }
@@ -142,6 +168,7 @@ impl ReceivedBatch {
         (0..)
             .zip(batch.records())
             .skip(skipped)
+            .take_while(|(index, _)| self.end.is_none_or(|end| self.head.base_offset + *index < end))
             .map(|(index, record)| self.message(index, &record.map_err(|_| corrupt.clone())?))
             .collect()
     }
@@ -196,6 +223,7 @@ mod tests {
                 flags: EntryFlags::for_level(DurableLevel::Memory),
             },
             payload: payload.into(),
+            end: None,
         }
     }
 

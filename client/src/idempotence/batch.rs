@@ -42,8 +42,8 @@ pub struct Acknowledgement {
     pub base_offset: QueueOffset,
     /// The epoch of the log that the batch stands in.
     pub epoch: Epoch,
-    /// The batch's position in its shard's log.
-    pub position: LogPosition,
+    /// The batch's position in its shard's log; `None` for a duplicate whose position the broker does not know any more.
+    pub position: Option<LogPosition>,
     /// The level that the batch has reached.
     pub level: DurableLevel,
     /// The broker had the batch already: an earlier attempt's answer was lost.

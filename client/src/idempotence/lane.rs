@@ -141,13 +141,12 @@ impl<T> Lane<T> {
             return None;
         }
         self.resend_at = None;
-        let place = match self.next_unsent() {
-            Some(place) => place,
-            None => {
-                let chunk = self.waiting.pop_front()?;
-                self.window.push_back(chunk.into_batch());
-                self.window.len() - 1
-            }
+        let place = if let Some(place) = self.next_unsent() {
+            place
+        } else {
+            let chunk = self.waiting.pop_front()?;
+            self.window.push_back(chunk.into_batch());
+            self.window.len() - 1
         };
         let attempt = self.next_attempt;
         self.next_attempt += 1;

@@ -18,3 +18,4 @@ mod model;
 
 pub use self::batch::{Acknowledgement, BatchToSend, Loss, Outcome, Ticket};
 pub use self::core::{CoreOptions, ProducerCore};
+pub use self::lane::BatchLimits;

@@ -416,7 +416,7 @@ impl Shard {
         Acknowledgement {
             base_offset: QueueOffset(place as u64),
             epoch: Epoch(1),
-            position: LogPosition(place as u64),
+            position: Some(LogPosition(place as u64)),
             level: if place < self.durable { DurableLevel::Synced } else { self.log[place].level },
             duplicate,
         }

@@ -1,0 +1,185 @@
+//! What may be said on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use peregrine_client::{DurableLevel, Stats};
+
+/// The command line of the Peregrine message broker
+#[derive(Debug, Parser)]
+#[command(name = "peregrine", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// The broker
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "PEREGRINE_BROKER", default_value = "127.0.0.1:7400")]
+    pub broker: String,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create, list, describe and delete topics
+    #[command(subcommand)]
+    Topic(TopicCommand),
+    /// Send the lines of a file, or of stdin, one message each
+    Produce(ProduceOptions),
+    /// Print the messages of a topic
+    Consume(ConsumeOptions),
+    /// What the broker measures of itself
+    Stats(StatsOptions),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TopicCommand {
+    /// Create a topic; one that exists with as many queues is fine
+    Create {
+        name: String,
+        /// How many queues; they are spread over the shards
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        queues: u32,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// List all topics
+    List {
+        /// Only topics whose names start so
+        #[arg(long, default_value = "")]
+        prefix: String,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// Show a topic's queues: shard, offsets, epoch
+    Describe {
+        name: String,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// Delete a topic and all its messages, for ever
+    Delete {
+        name: String,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputOptions {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ProduceOptions {
+    pub topic: String,
+    /// The file; `-` is stdin
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// What an acknowledgement promises: `memory` survives a killed broker, `synced` a power cut as well
+    #[arg(long, default_value_t = DurableLevel::Synced)]
+    pub level: DurableLevel,
+    /// The character between the fields of a line; `\t` is a tabulator
+    #[arg(long, value_name = "C", value_parser = delimiter)]
+    pub key_delimiter: Option<u8>,
+    /// The field that is the key, from 1; lines without that field have no key
+    #[arg(long, value_name = "N", requires = "key_delimiter", value_parser = clap::value_parser!(u32).range(1..))]
+    pub key_field: Option<u32>,
+    /// Send all to this queue
+    #[arg(long, value_name = "N")]
+    pub queue: Option<u32>,
+    /// How long to keep trying while the broker is away
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct ConsumeOptions {
+    pub topic: String,
+    /// Where to begin: `earliest`, `latest`, an offset, an instant like 2026-08-01T12:00:00Z, or a time ago like 15m
+    #[arg(long, value_name = "START", default_value = "earliest")]
+    pub from: String,
+    /// End after so many messages
+    #[arg(long, value_name = "N")]
+    pub max: Option<u64>,
+    /// Go on with what comes; without it, end at what was the end at the start
+    #[arg(long)]
+    pub follow: bool,
+    /// What to print of a message: its value, or all of it as a line of JSON
+    #[arg(long, value_enum, default_value_t = Format::Value)]
+    pub format: Format,
+    /// Read this queue only
+    #[arg(long, value_name = "N")]
+    pub queue: Option<u32>,
+    /// How long to keep trying while the broker is away
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Value,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct StatsOptions {
+    pub what: What,
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// How long each stage of a message's way takes
+    Latency,
+    /// Counters and positions of each shard
+    Shards,
+}
+
+impl From<What> for Stats {
+    fn from(what: What) -> Self {
+        match what {
+            What::Latency => Self::Latency,
+            What::Shards => Self::Shards,
+        }
+    }
+}
+
+/// `60s`, `2m 30s`, `500ms`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let with_unit = if text.bytes().all(|byte| byte.is_ascii_digit()) { format!("{text}s") } else { text.to_owned() };
+    let parsed: jiff::SignedDuration = with_unit.parse().map_err(|_| format!("\"{text}\" is no time like 60s"))?;
+    Duration::try_from(parsed).map_err(|_| format!("\"{text}\" is negative"))
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match (text, text.as_bytes()) {
+        ("\\t", _) => Ok(b'\t'),
+        (_, &[byte]) if byte != b'\n' => Ok(byte),
+        _ => Err("a delimiter is one character of ASCII".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_and_delimiters() {
+        assert_eq!(duration("60s"), Ok(Duration::from_mins(1)));
+        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        assert!(duration("-5s").is_err() && duration("soon").is_err());
+        assert_eq!((delimiter(","), delimiter("\\t")), (Ok(b','), Ok(b'\t')));
+        assert!(delimiter("ab").is_err() && delimiter("").is_err());
+    }
+}

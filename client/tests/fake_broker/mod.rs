@@ -1,0 +1,479 @@
+//! A broker in memory, for tests of the client: it speaks the protocol over TCP, keeps what DESIGN.md says of sequences, epochs and
+//! truncation, and fails on command. It has no disk: what is "synced" is what a power cut leaves.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use peregrine_protocol::checksum::crc32;
+use peregrine_protocol::entry::{DirectoryId, EntryFlags};
+use peregrine_protocol::error::{ErrorCode, ErrorDetail};
+use peregrine_protocol::frame::{self, Received};
+use peregrine_protocol::ids::*;
+use peregrine_protocol::limits::{FRAME_MAX_DEFAULT, MESSAGE_MAX_DEFAULT};
+use peregrine_protocol::message::*;
+use peregrine_protocol::placement::shard_of_queue;
+use peregrine_protocol::preamble::PREAMBLE;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast;
+
+/// What the broker does wrong next.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// Closes the connection instead of taking the next produce request.
+    DropBefore,
+    /// Stores the next batch, then closes the connection instead of answering.
+    DropAfter,
+    /// Answers the next produce request with this.
+    Refuse(ErrorCode),
+}
+
+#[derive(Debug, Clone)]
+struct Stored {
+    epoch: Epoch,
+    base: u64,
+    producer: (ProducerId, ProducerEpoch, Sequence),
+    level: DurableLevel,
+    records: u32,
+    crc: u32,
+    payload: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    batches: Vec<Stored>,
+}
+
+#[derive(Debug)]
+struct State {
+    shards: u16,
+    directory: u128,
+    epoch: u64,
+    topics: BTreeMap<String, (TopicId, u32)>,
+    queues: HashMap<(TopicId, QueueId), Queue>,
+    faults: VecDeque<Fault>,
+    connections: u64,
+}
+
+/// The broker. Dropping it ends it.
+pub struct FakeBroker {
+    state: Arc<Mutex<State>>,
+    address: SocketAddr,
+    end: broadcast::Sender<()>,
+    moved: broadcast::Sender<()>,
+}
+
+impl FakeBroker {
+    pub async fn start(shards: u16) -> Self {
+        let state = State {
+            shards,
+            directory: 1,
+            epoch: 1,
+            topics: BTreeMap::new(),
+            queues: HashMap::new(),
+            faults: VecDeque::new(),
+            connections: 0,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let broker = Self {
+            state: Arc::new(Mutex::new(state)),
+            address,
+            end: broadcast::channel(1).0,
+            moved: broadcast::channel(16).0,
+        };
+        broker.listen(listener);
+        broker
+    }
+
+    fn listen(&self, listener: TcpListener) {
+        let (state, end, moved) = (self.state.clone(), self.end.clone(), self.moved.clone());
+        let mut ended = end.subscribe();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    Ok((stream, _)) = listener.accept() => {
+                        let connection = Connection::new(stream, state.clone(), moved.clone());
+                        let mut ended = end.subscribe();
+                        tokio::spawn(async move {
+                            tokio::select! { _ = connection.serve() => {}, _ = ended.recv() => {} }
+                        });
+                    }
+                    _ = ended.recv() => return,
+                }
+            }
+        });
+    }
+
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub fn fault(&self, fault: Fault) {
+        self.state.lock().unwrap().faults.push_back(fault);
+    }
+
+    pub fn connections(&self) -> u64 {
+        self.state.lock().unwrap().connections
+    }
+
+    /// Ends every connection and does not listen for a moment.
+    pub async fn kill(&self) {
+        let _ = self.end.send(());
+        self.state.lock().unwrap().epoch += 1;
+    }
+
+    /// Listens again, on the same port.
+    pub async fn restart(&self) {
+        loop {
+            // The port is free as soon as the old listener's task has ended.
+            match TcpListener::bind(self.address).await {
+                Ok(listener) => return self.listen(listener),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Takes back, in every queue, what stands behind the last batch that was synced.
+    pub fn lose_power(&self) {
+        for queue in self.state.lock().unwrap().queues.values_mut() {
+            let synced = queue.batches.iter().rposition(|batch| batch.level == DurableLevel::Synced);
+            queue.batches.truncate(synced.map_or(0, |place| place + 1));
+        }
+    }
+
+    pub fn replace_directory(&self) {
+        self.state.lock().unwrap().directory += 1;
+    }
+
+    /// Flips a bit of a queue's newest batch.
+    pub fn corrupt(&self, topic: &str, queue: u32) {
+        let mut state = self.state.lock().unwrap();
+        let id = state.topics[topic].0;
+        let batch = state.queues.get_mut(&(id, QueueId(queue))).unwrap().batches.last_mut().unwrap();
+        *batch.payload.last_mut().unwrap() ^= 1;
+        batch.payload[8] ^= 1;
+    }
+
+    /// The bodies that a queue holds, in order.
+    pub fn bodies(&self, topic: &str, queue: u32) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let id = state.topics[topic].0;
+        let batches = state.queues.get(&(id, QueueId(queue))).into_iter().flat_map(|queue| &queue.batches);
+        batches
+            .flat_map(|batch| {
+                let records = peregrine_protocol::record::Batch::new(&batch.payload, batch.records).unwrap();
+                records.records().map(|r| String::from_utf8(r.unwrap().body().to_vec()).unwrap()).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+}
+
+impl Drop for FakeBroker {
+    fn drop(&mut self) {
+        let _ = self.end.send(());
+    }
+}
+
+struct Subscription {
+    id: SubscriptionId,
+    key: (TopicId, QueueId),
+    next: u64,
+    messages: i64,
+    bytes: i64,
+}
+
+struct Connection {
+    stream: TcpStream,
+    state: Arc<Mutex<State>>,
+    moved: broadcast::Sender<()>,
+    subscriptions: Vec<Subscription>,
+    shard: u16,
+    out: Vec<u8>,
+}
+
+/// The connection ends here.
+struct Dropped;
+
+impl Connection {
+    fn new(stream: TcpStream, state: Arc<Mutex<State>>, moved: broadcast::Sender<()>) -> Self {
+        state.lock().unwrap().connections += 1;
+        Self { stream, state, moved, subscriptions: Vec::new(), shard: 0, out: Vec::new() }
+    }
+
+    async fn serve(mut self) -> Option<()> {
+        let mut moved = self.moved.subscribe();
+        let mut preamble = [0; PREAMBLE.len()];
+        self.stream.read_exact(&mut preamble).await.ok()?;
+        assert_eq!(preamble, PREAMBLE);
+        let mut incoming = Vec::new();
+        loop {
+            while let Ok(Received::Frame(frame)) = frame::decode(&incoming, FRAME_MAX_DEFAULT) {
+                let (len, correlation) = (frame.len(), frame.head.correlation);
+                let request = Request::decode(&frame).expect("the client sends what the protocol allows");
+                let result = self.answer(request, correlation);
+                incoming.drain(..len);
+                if result.is_err() {
+                    return None;
+                }
+            }
+            self.deliver();
+            self.stream.write_all(&self.out).await.ok()?;
+            self.out.clear();
+            tokio::select! {
+                read = self.stream.read_buf(&mut incoming) => {
+                    if read.ok()? == 0 {
+                        return None;
+                    }
+                }
+                _ = moved.recv() => {}
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request<'_>, correlation: Correlation) -> Result<(), Dropped> {
+        let shared = self.state.clone();
+        let mut state = shared.lock().unwrap();
+        let out = &mut self.out;
+        let error = |code: ErrorCode, out: &mut Vec<u8>| ErrorAnswer::new(code).encode(correlation, out);
+        match request {
+            Request::Hello(hello) => {
+                self.shard = hello.shard.map_or(0, |shard| shard.0);
+                Answer::Hello(HelloAnswer {
+                    challenge: None,
+                    directory: DirectoryId(state.directory),
+                    capabilities: 0,
+                    shards: state.shards,
+                    shard: ShardId(self.shard),
+                    message_max: MESSAGE_MAX_DEFAULT,
+                    frame_max: FRAME_MAX_DEFAULT,
+                    software: "fake",
+                })
+                .encode(correlation, out);
+            }
+            Request::Ping => Answer::Ping.encode(correlation, out),
+            Request::CreateTopic(request) => {
+                let id = TopicId(state.topics.len() as u64 + 1);
+                let (id, queues) = *state.topics.entry(request.name.to_owned()).or_insert((id, request.queues));
+                if queues != request.queues {
+                    error(ErrorCode::TopicExists, out);
+                    return Ok(());
+                }
+                let topic = TopicRow { name: request.name, id, queues, created: Nanos(1) };
+                Answer::CreateTopic(TopicAnswer { topic, changed: true }).encode(correlation, out);
+            }
+            Request::DeleteTopic(request) => match state.topics.remove(request.name) {
+                Some((id, queues)) => {
+                    let topic = TopicRow { name: request.name, id, queues, created: Nanos(1) };
+                    Answer::DeleteTopic(TopicAnswer { topic, changed: true }).encode(correlation, out);
+                }
+                None => error(ErrorCode::UnknownTopic, out),
+            },
+            Request::Metadata(request) => {
+                let names: Vec<&str> = request.names.iter().collect();
+                let found: Vec<TopicRow<'_>> = names
+                    .iter()
+                    .filter_map(|name| state.topics.get_key_value(*name))
+                    .map(|(name, (id, queues))| TopicRow { name, id: *id, queues: *queues, created: Nanos(1) })
+                    .collect();
+                let topics = TopicRows::from(&found[..]);
+                let directory = DirectoryId(state.directory);
+                Answer::Metadata(MetadataAnswer { topics, more: false, shards: state.shards, directory })
+                    .encode(correlation, out);
+            }
+            Request::ListTopics(request) => {
+                // Pages of two, so that paging is seen.
+                let mut found: Vec<TopicRow<'_>> = state
+                    .topics
+                    .iter()
+                    .filter(|(name, _)| name.starts_with(request.prefix) && name.as_str() > request.after)
+                    .map(|(name, (id, queues))| TopicRow { name, id: *id, queues: *queues, created: Nanos(1) })
+                    .collect();
+                let more = found.len() > 2;
+                found.truncate(2);
+                Answer::ListTopics(ListTopicsAnswer { topics: TopicRows::from(&found[..]), more })
+                    .encode(correlation, out);
+            }
+            Request::DescribeTopic(request) => match state.topics.get(request.name) {
+                Some(&(id, queues)) => {
+                    let rows: Vec<QueueRow> = (request.first_queue.0..queues)
+                        .map(QueueId)
+                        .filter(|&queue| shard_of_queue(request.name, queue, state.shards).0 == self.shard)
+                        .map(|queue| QueueRow {
+                            queue,
+                            epoch: Epoch(state.epoch),
+                            start: QueueOffset(0),
+                            end: QueueOffset(state.queues.get(&(id, queue)).map_or(0, Queue::end)),
+                        })
+                        .collect();
+                    let more = rows.len() > 2;
+                    let topic = TopicRow { name: request.name, id, queues, created: Nanos(1) };
+                    let queues = QueueRows::from(&rows[..rows.len().min(2)]);
+                    Answer::DescribeTopic(DescribeTopicAnswer { topic, shard: ShardId(self.shard), queues, more })
+                        .encode(correlation, out);
+                }
+                None => error(ErrorCode::UnknownTopic, out),
+            },
+            Request::Produce(produce) => {
+                let fault = state.faults.pop_front();
+                match fault {
+                    Some(Fault::DropBefore) => return Err(Dropped),
+                    Some(Fault::Refuse(code)) => {
+                        error(code, out);
+                        return Ok(());
+                    }
+                    _ => {}
+                }
+                let refused = state.produce(&produce).map(|answer| answer.encode(correlation, out));
+                if let Err((code, detail)) = refused {
+                    ErrorAnswer::new(code).with(detail).encode(correlation, out);
+                }
+                let _ = self.moved.send(());
+                if let Some(Fault::DropAfter) = fault {
+                    return Err(Dropped);
+                }
+            }
+            Request::LookUp(request) => {
+                let end = state.queues.get(&(request.topic, request.queue)).map_or(0, Queue::end);
+                let offset = if request.start == Start::Latest { end } else { 0 };
+                let (offset, start, end) = (QueueOffset(offset), QueueOffset(0), QueueOffset(end));
+                let epoch = Epoch(state.epoch);
+                Answer::LookUp(LookUpAnswer { offset, epoch, start, end }).encode(correlation, out);
+            }
+            Request::Subscribe(request) => {
+                let key = (request.topic, request.queue);
+                let epoch = Epoch(state.epoch);
+                let queue = state.queues.entry(key).or_default();
+                let start = match request.start {
+                    Start::Earliest | Start::Time(_) => 0,
+                    Start::Latest => queue.end(),
+                    Start::Offset { epoch, offset } => match queue.valid_up_to(epoch) {
+                        valid if offset.0 > valid => {
+                            let detail = ErrorDetail { truncated_at: Some(valid), ..ErrorDetail::default() };
+                            ErrorAnswer::new(ErrorCode::Truncated).with(detail).encode(correlation, out);
+                            return Ok(());
+                        }
+                        _ => offset.0,
+                    },
+                };
+                let end = queue.end();
+                let id = SubscriptionId(self.subscriptions.len() as u64 + 1);
+                self.subscriptions.push(Subscription {
+                    id,
+                    key,
+                    next: start,
+                    messages: request.credit_messages.into(),
+                    bytes: request.credit_bytes as i64,
+                });
+                let (start, end) = (QueueOffset(start), QueueOffset(end));
+                Answer::Subscribe(SubscribeAnswer { subscription: id, epoch, start, end }).encode(correlation, out);
+            }
+            Request::Credit(credit) => {
+                if let Some(it) = self.subscriptions.iter_mut().find(|it| it.id == credit.subscription) {
+                    it.messages += i64::from(credit.messages);
+                    it.bytes += credit.bytes as i64;
+                }
+            }
+            Request::Unsubscribe(request) => {
+                self.subscriptions.retain(|it| it.id != request.subscription);
+                Answer::Unsubscribe(request).encode(correlation, out);
+            }
+            other => panic!("the tests' client does not send {other:?}"),
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self) {
+        let state = self.state.lock().unwrap();
+        for it in &mut self.subscriptions {
+            let Some(queue) = state.queues.get(&it.key) else { continue };
+            for batch in &queue.batches {
+                let end = batch.base + u64::from(batch.records);
+                if end <= it.next || it.messages <= 0 || it.bytes <= 0 {
+                    continue;
+                }
+                let head = BatchHead {
+                    base_offset: QueueOffset(batch.base),
+                    first_wanted: QueueOffset(batch.base.max(it.next)),
+                    record_count: batch.records,
+                    epoch: batch.epoch,
+                    position: LogPosition(4096),
+                    store_time: Nanos(1),
+                    payload_crc: batch.crc,
+                    payload_length: batch.payload.len() as u32,
+                    flags: EntryFlags::for_level(batch.level),
+                };
+                it.messages -= (end - head.first_wanted.0) as i64;
+                it.bytes -= batch.payload.len() as i64;
+                it.next = end;
+                Deliver { subscription: it.id, batch: head, payload: &batch.payload }.encode(&mut self.out);
+            }
+        }
+    }
+}
+
+impl State {
+    fn produce(&mut self, produce: &Produce<'_>) -> Result<ProduceAnswer, (ErrorCode, ErrorDetail)> {
+        let head = produce.head;
+        if !self.topics.values().any(|(id, _)| *id == head.topic) {
+            return Err((ErrorCode::TopicDeleted, ErrorDetail::default()));
+        }
+        if crc32(produce.payload) != head.payload_crc {
+            return Err((ErrorCode::CorruptPayload, ErrorDetail::default()));
+        }
+        let epoch = Epoch(self.epoch);
+        let queue = self.queues.entry((head.topic, head.queue)).or_default();
+        let of_producer = |batch: &&Stored| batch.producer.0 == head.producer_id;
+        let newest = queue.batches.iter().rfind(of_producer).map(|batch| batch.producer);
+        let detail = |expected| ErrorDetail { expected_sequence: Some(expected), ..ErrorDetail::default() };
+        let expected = match newest {
+            None if head.sequence.0 > 0 => return Err((ErrorCode::UnknownProducer, detail(0))),
+            Some((_, epoch, _)) if head.producer_epoch < epoch => {
+                return Err((ErrorCode::ProducerFenced, ErrorDetail::default()));
+            }
+            Some((_, epoch, newest)) if head.producer_epoch == epoch => newest.0 + 1,
+            _ => 0,
+        };
+        if head.sequence.0 > expected {
+            return Err((ErrorCode::OutOfSequence, detail(expected)));
+        }
+        let duplicate = head.sequence.0 < expected;
+        let producer = (head.producer_id, head.producer_epoch, head.sequence);
+        if !duplicate {
+            let base = queue.end();
+            queue.batches.push(Stored {
+                epoch,
+                base,
+                producer,
+                level: head.level(),
+                records: head.record_count,
+                crc: head.payload_crc,
+                payload: produce.payload.to_vec(),
+            });
+        }
+        let stored = queue.batches.iter().find(|batch| batch.producer == producer).expect("stored");
+        assert_eq!(stored.payload, produce.payload, "a batch is sent again byte for byte");
+        Ok(ProduceAnswer {
+            queue: head.queue,
+            base_offset: QueueOffset(stored.base),
+            record_count: stored.records,
+            epoch: stored.epoch,
+            shard: ShardId(0),
+            position: Some(LogPosition(4096)),
+            level: stored.level,
+            duplicate,
+        })
+    }
+}
+
+impl Queue {
+    fn end(&self) -> u64 {
+        self.batches.last().map_or(0, |batch| batch.base + u64::from(batch.records))
+    }
+
+    /// The first offset of the first later epoch, or the end.
+    fn valid_up_to(&self, epoch: Epoch) -> u64 {
+        self.batches.iter().find(|batch| batch.epoch > epoch).map_or_else(|| self.end(), |batch| batch.base)
+    }
+}
