@@ -600,12 +600,12 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         if closes {
             self.close = CloseState::Done;
         }
-        self.counters.marks += 1;
         LogTask(Work::Mark { disk: self.disk.clone(), file: self.mark_file.clone(), mark })
     }
 
     fn mark_returned(&mut self, result: std::io::Result<Rc<D::File>>, now: Nanos) {
         self.marks.finish(result.is_ok(), now);
+        self.counters.marks += u64::from(result.is_ok());
         match result {
             Ok(file) => self.mark_file = Some(file),
             Err(error) if self.close == CloseState::Done => self.close_error = Some(error),

@@ -23,6 +23,8 @@ mod recovery;
 mod ring;
 mod segment;
 mod task;
+#[cfg(test)]
+mod tests;
 
 pub use counters::LogCounters;
 pub use error::{AppendRefused, CloseError, ReadError, StartError};

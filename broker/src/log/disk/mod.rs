@@ -16,6 +16,7 @@
 pub mod simulated;
 #[cfg(test)]
 pub mod tests;
+pub mod tmpfs;
 pub mod uring;
 
 use std::future::Future;

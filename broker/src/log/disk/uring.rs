@@ -128,7 +128,7 @@ impl Disk for UringDisk {
 }
 
 /// Reserves the space and sets the length, so that a full disk shows here and no later write changes metadata of size.
-fn reserve(file: &File, size: u64) -> io::Result<()> {
+pub(super) fn reserve(file: &File, size: u64) -> io::Result<()> {
     let Ok(len) = libc::off_t::try_from(size) else { return Err(io::ErrorKind::InvalidInput.into()) };
     // SAFETY: the descriptor is open for the length of the call, which touches no memory of ours.
     match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } {

@@ -164,12 +164,8 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     };
 
     let page = RingPage::new(options, segment.identity.epoch);
-    Ring::clear(&mut new_ring);
+    clear_and_resize(&mut new_ring, options)?;
     reached(RecoveryStep::RingCleared);
-    let ring_len = PAGE_LEN + options.ring_bytes as usize;
-    if new_ring.bytes().len() != ring_len {
-        new_ring.resize(ring_len).map_err(io_error(options, || "give the staging ring its size".to_owned()))?;
-    }
     let ring = Ring::set_up(new_ring, &page, fresh.end());
     reached(RecoveryStep::RingReady);
 
@@ -240,16 +236,13 @@ fn take_ring_file<H: RingHost>(
     };
     let is_due = old.is_none() && tail.is_some();
     let memory = match opened {
+        Some(memory) if is_due => memory,
         Some(mut memory) => {
-            if !is_due {
-                if let Ok(PageState::Ready { page, .. }) = PageState::read(memory.bytes()) {
-                    let owner = page.check_owner(&options.directory, options.shard);
-                    owner.map_err(|reason| taken(options, path, reason))?;
-                }
-                if memory.bytes().len() >= PAGE_LEN {
-                    Ring::clear(&mut memory);
-                }
+            if let Ok(PageState::Ready { page, .. }) = PageState::read(memory.bytes()) {
+                let owner = page.check_owner(&options.directory, options.shard);
+                owner.map_err(|reason| taken(options, path, reason))?;
             }
+            clear_and_resize(&mut memory, options)?;
             memory
         }
         None => rings.create(path, len).map_err(io_error(options, || {
@@ -257,6 +250,20 @@ fn take_ring_file<H: RingHost>(
         }))?,
     };
     Ok((memory, old, tail))
+}
+
+/// Takes the old contents out of account, then gives the file the configured size.
+fn clear_and_resize<M: RingMemory>(memory: &mut M, options: &LogOptions) -> Result<(), StartError> {
+    if memory.bytes().len() >= PAGE_LEN {
+        Ring::clear(memory);
+    }
+    let len = PAGE_LEN + options.ring_bytes as usize;
+    if memory.bytes().len() == len {
+        return Ok(());
+    }
+    memory
+        .resize(len)
+        .map_err(io_error(options, || format!("give the staging ring its {} MiB", options.ring_bytes >> 20)))
 }
 
 fn taken(options: &LogOptions, path: &str, reason: RingUnfit) -> StartError {

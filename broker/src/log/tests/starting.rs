@@ -1,0 +1,260 @@
+//! Starts after every kind of end, and crashes in the middle of a start.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::rc::Rc;
+
+use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
+use peregrine_protocol::ids::Epoch;
+
+use super::bench::{Bench, Process, RING};
+use crate::log::StartError;
+use crate::log::disk::simulated::Crash;
+use crate::log::disk::{RingHost, RingMemory};
+use crate::log::fault::RecoveryStep;
+use crate::log::log::CloseState;
+use crate::log::recovery::RingFate;
+use crate::log::ring::RingUnfit;
+
+/// Numbers `durable` synced to the device, numbers up to `all` in the ring alone.
+fn half_in_the_ring(bench: &Bench, durable: u64, all: u64) -> Process {
+    let mut process = bench.start();
+    process.append_all(0..durable, Synced, 300);
+    process.wait_durable();
+    process.faults.hold_flushes(true);
+    process.append_all(durable..all, Memory, 300);
+    process
+}
+
+#[test]
+fn after_a_kill_everything_published_is_there() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 10, 25);
+    let (durable, published) = (process.log.durable(), process.log.published());
+    bench.crash(process, Crash::Kill);
+    let process = bench.start();
+    process.assert_recovered(0..25, RingFate::Recovered, 15);
+    assert_eq!((process.report.cut, process.report.base), (durable, durable));
+    assert!(process.report.start >= published && process.report.start - published < 4096);
+    assert_eq!(process.report.epoch, Epoch(2));
+}
+
+#[test]
+fn after_a_power_cut_what_was_synced_is_there() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 10, 25);
+    bench.crash(process, Crash::Power);
+    let process = bench.start();
+    process.assert_recovered(0..10, RingFate::OtherBoot, 0);
+    assert!(process.report.base - process.report.cut >= 1 << 30);
+}
+
+#[test]
+fn a_second_crash_at_any_step_of_a_start_changes_nothing() {
+    for step in RecoveryStep::ALL {
+        for (crash, fate_before, survivors) in
+            [(Crash::Kill, RingFate::Recovered, 25), (Crash::Power, RingFate::OtherBoot, 10)]
+        {
+            let bench = Bench::seeded(step as u64);
+            let process = half_in_the_ring(&bench, 10, 25);
+            bench.crash(process, Crash::Kill);
+            let started = catch_unwind(AssertUnwindSafe(|| {
+                bench.try_start_with(|options| {
+                    options.faults.after_step(move |reached| {
+                        if reached == step {
+                            panic_any(step);
+                        }
+                    });
+                })
+            }));
+            assert!(started.is_err(), "the start was to end after {step:?}");
+            bench.machine.crash(crash);
+            let process = bench.start();
+            // From the rename on the first start counts; a power cut may take an unsynced name.
+            let counts =
+                step >= RecoveryStep::DirectorySynced || (step == RecoveryStep::Renamed && crash == Crash::Kill);
+            let (numbers, fate) = match (counts, crash) {
+                (true, Crash::Power) => (25, RingFate::OtherBoot),
+                (true, Crash::Kill) if step >= RecoveryStep::RingReady => (25, RingFate::Recovered),
+                (true, Crash::Kill) => (25, RingFate::NeverReady),
+                (false, _) => (survivors, fate_before),
+            };
+            if step == RecoveryStep::Renamed && crash == Crash::Power {
+                assert!(process.seen.numbers.len() == 10 || process.seen.numbers.len() == 25);
+                continue;
+            }
+            let from_ring = if fate == RingFate::Recovered && !counts { 15 } else { 0 };
+            process.assert_recovered(0..numbers, fate, from_ring);
+            assert!(bench.machine.take_breaches().is_empty(), "{step:?}");
+            process.close().unwrap();
+            bench.start().assert_recovered(0..numbers, RingFate::Closed, 0);
+        }
+    }
+}
+
+#[test]
+fn a_ring_wrapped_around_a_hundred_times_comes_back() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    let mut number = 0;
+    while process.log.tail().0 < 100 << 20 {
+        process.append_all(number..number + 10, Memory, 30_000);
+        process.wait();
+        number += 10;
+    }
+    process.faults.hold_flushes(true);
+    while process.append(number, Memory, 3000).is_ok() {
+        number += 1;
+    }
+    let only_in_ring = process.log.messages_only_in_ring();
+    assert!(only_in_ring > 100);
+    bench.crash(process, Crash::Kill);
+    bench.start().assert_recovered(0..number, RingFate::Recovered, only_in_ring);
+}
+
+#[test]
+fn starts_and_kills_in_a_row_lose_nothing() {
+    let bench = Bench::new();
+    let mut number = 0;
+    for round in 0..30 {
+        let mut process = bench.start();
+        process.assert_recovered(0..number, process.report.ring, process.report.messages_from_ring);
+        process.append_all(number..number + 7, Synced, 2000);
+        process.wait_durable();
+        process.append_all(number + 7..number + 10, Memory, 2000);
+        // Power takes what was acknowledged at memory, unless it became durable in passing.
+        let crash = if round % 5 == 4 { Crash::Power } else { Crash::Kill };
+        if crash == Crash::Power {
+            process.wait_durable();
+        }
+        number += 10;
+        bench.crash(process, crash);
+        assert!(bench.machine.take_breaches().is_empty(), "round {round}");
+    }
+}
+
+#[test]
+fn a_missing_ring_is_an_error_until_that_very_ring_is_given_up() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 10, 25);
+    bench.crash(process, Crash::Kill);
+    bench.machine.rings().remove(RING).unwrap();
+    for discard in [None, Some(Epoch(2))] {
+        let refused = bench.try_start_with(|options| options.discard_ring = discard).err();
+        let Some(StartError::Ring { epoch: Epoch(1), reason: RingUnfit::Missing, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+    }
+    let process = bench.try_start_with(|options| options.discard_ring = Some(Epoch(1))).map_err(|_| ()).unwrap();
+    process.assert_recovered(0..10, RingFate::Discarded, 0);
+}
+
+#[test]
+fn a_ring_that_does_not_fit_is_an_error_that_says_why() {
+    type Change = fn(&mut Vec<u8>);
+    let changes: [(Change, &str); 5] = [
+        (|file| file[16] ^= 1, "its page has a wrong checksum"),
+        (|file| file[1] ^= 1, "it does not open with a ring's magic"),
+        (|file| file.truncate(8192), "bytes long"),
+        (|file| [256, 320].map(|at| file[at + 7] = 1).into_iter().for_each(drop), "which cannot be"),
+        (|file| [256, 320].map(|at| file[at..at + 8].fill(0)).into_iter().for_each(drop), "known to be durable"),
+    ];
+    for (change, reason) in changes {
+        let bench = Bench::new();
+        let mut process = half_in_the_ring(&bench, 10, 25);
+        process.wait_until(|log| log.counters().marks > 0);
+        bench.crash(process, Crash::Kill);
+        assert!(bench.machine.rings().meddle(RING, change));
+        let refused = bench.try_start().err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains(reason) && refused.contains("--discard-ring 0:1"), "{refused}");
+    }
+}
+
+#[test]
+fn a_copy_of_the_directory_does_not_take_the_original_s_ring() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 10, 25);
+    bench.crash(process, Crash::Kill);
+    let refused = bench.try_start_with(|options| options.directory.inode += 1).err();
+    assert!(matches!(refused, Some(StartError::Ring { reason: RingUnfit::Copy { .. }, .. })), "{refused:?}");
+}
+
+#[test]
+fn the_ring_may_change_its_path_and_its_size() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 10, 25);
+    bench.crash(process, Crash::Kill);
+    let moved = "/elsewhere/1-0";
+    let process = bench.try_start_with(|options| options.ring = Some(moved.to_owned())).map_err(|_| ()).unwrap();
+    process.assert_recovered(0..25, RingFate::Recovered, 15);
+    assert!(bench.machine.rings().open(RING).unwrap().is_none(), "the old one is gone");
+    bench.crash(process, Crash::Kill);
+    let mut process = bench
+        .try_start_with(|options| {
+            options.ring = Some(moved.to_owned());
+            options.ring_bytes = 2 << 20;
+        })
+        .map_err(|_| ())
+        .unwrap();
+    process.assert_recovered(0..25, RingFate::Recovered, 0);
+    process.append_all(25..30, Memory, 100);
+    bench.crash(process, Crash::Kill);
+    assert_eq!(bench.machine.rings().open(moved).unwrap().unwrap().bytes().len(), 4096 + (2 << 20));
+    let process = bench.try_start_with(|options| options.ring = None).map_err(|_| ()).unwrap();
+    process.assert_recovered(0..30, RingFate::Recovered, 5);
+    bench.crash(process, Crash::Kill);
+    bench.start().assert_recovered(0..30, RingFate::Anonymous, 0);
+}
+
+#[test]
+fn marks_are_written_when_quiet_and_one_file_stays() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.append_all(0..5, Synced, 100);
+    process.wait_until(|log| log.counters().marks > 0 && log.next_deadline().is_none());
+    assert_eq!(process.log.counters().marks, 1);
+    assert!(bench.names().contains(&"mark-0000000001".to_owned()));
+    bench.crash(process, Crash::Kill);
+    let process = bench.start();
+    assert!(!bench.names().iter().any(|name| name.starts_with("mark-")), "{:?}", bench.names());
+    drop(process);
+}
+
+#[test]
+fn what_is_left_over_is_unlinked() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.append_all(0..5, Synced, 100);
+    process.wait_until(|log| log.next_deadline().is_none());
+    assert!(bench.names().iter().any(|name| name.starts_with("spare-")));
+    bench.crash(process, Crash::Kill);
+    drop(bench.start());
+    let names = bench.names();
+    assert_eq!(names.len(), 2, "the first run's segment and the second's: {names:?}");
+}
+
+#[test]
+fn a_stop_that_is_killed_behind_its_mark_is_still_clean() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.append_all(0..5, Memory, 100);
+    process.log.begin_close();
+    process.wait_until(|log| log.close_state() == CloseState::Done);
+    bench.crash(process, Crash::Kill);
+    bench.start().assert_recovered(0..5, RingFate::Closed, 0);
+}
+
+#[test]
+fn steps_are_reported_in_order() {
+    let bench = Bench::new();
+    let seen = Rc::new(Cell::new(0));
+    let process = bench.try_start_with(|options| {
+        let seen = Rc::clone(&seen);
+        options.faults.after_step(move |step| {
+            assert_eq!(step as u8, seen.get() + 1);
+            seen.set(step as u8);
+        });
+    });
+    assert!(process.is_ok());
+    assert_eq!(seen.get(), RecoveryStep::Finished as u8);
+}
