@@ -59,7 +59,9 @@ fn serve(configuration: Configuration, started: Instant) -> Result<(), String> {
     checks::locked_memory().map_err(refused)?;
     let cores = runtime::cores().map_err(failed)?;
     let directory = DataDirectory::lock(&configuration.data).map_err(|error| error.to_string())?;
-    let identity = directory.identity(configuration.shards, cores.len() as u16).map_err(|error| error.to_string())?;
+    let identity = directory
+        .identity(configuration.shards, (cores.len() as u16).min(peregrine_protocol::limits::SHARDS_MAX))
+        .map_err(|error| error.to_string())?;
     checks::direct_writes(directory.path()).map_err(refused)?;
     if let Some(warning) = checks::file_system(directory.path()) {
         tracing::warn!("{warning}");

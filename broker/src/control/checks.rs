@@ -14,10 +14,13 @@ use peregrine_protocol::limits::BLOCK;
 
 use super::configuration::quantity::show_size;
 use super::kernel::{self, FileSystem};
+use crate::limits::CONNECTIONS_PER_EXECUTOR;
 use crate::shard::listener;
 
 /// Bytes of locked memory without which glommio makes no executor, whoever asks.
 const MEMLOCK_LEAST: u64 = 512 << 10;
+/// Descriptors that a shard and its executor take beside their connections, with room: rings, segments, pipes of the runtime.
+const DESCRIPTORS_PER_SHARD: u64 = 64;
 /// The page before the ring in its file.
 const RING_PAGE: u64 = BLOCK;
 
@@ -64,6 +67,19 @@ fn memlock_sentence(what: &str, limit: u64) -> String {
          LimitMEMLOCK= of the service, or memlock in /etc/security/limits.conf",
         show_size(limit)
     )
+}
+
+/// Raises the limit of open files as far as it goes; a warning where that is less than the connections that are allowed.
+pub fn descriptors(shards: u16, executors: usize) -> Option<String> {
+    let wanted = executors as u64 * CONNECTIONS_PER_EXECUTOR as u64 + u64::from(shards) * DESCRIPTORS_PER_SHARD;
+    match kernel::raise_descriptor_limit() {
+        Ok(limit) if limit >= wanted => None,
+        Ok(limit) => Some(format!(
+            "this process may open {limit} files, fewer than the {wanted} that all connections it allows would need; raise it with \
+             ulimit -n or LimitNOFILE= of the service"
+        )),
+        Err(error) => Some(format!("the limit of open files cannot be raised: {error}")),
+    }
 }
 
 /// The data directory's file system does direct, synchronous writes. Leaves nothing behind.

@@ -46,9 +46,13 @@ impl DataDirectory {
     pub fn lock(path: &Path) -> Result<Self, DirectoryError> {
         let io = |doing| move |source| DirectoryError::Io { path: path.to_owned(), doing, source };
         if !path.is_dir() {
+            let missing =
+                path.ancestors().take_while(|folder| !folder.exists() && !folder.as_os_str().is_empty()).count();
             DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("make"))?;
-            if let Some(parent) = path.canonicalize().map_err(io("find"))?.parent() {
-                sync_directory(parent).map_err(io("sync the parent of"))?;
+            let made = path.canonicalize().map_err(io("find"))?;
+            // Each new name is durable once the directory that holds it is.
+            for parent in made.ancestors().skip(1).take(missing) {
+                sync_directory(parent).map_err(io("sync the parents of"))?;
             }
         }
         let mut options = OpenOptions::new();

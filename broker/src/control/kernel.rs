@@ -40,13 +40,28 @@ pub fn try_io_uring() -> io::Result<()> {
 
 /// Bytes that this process may lock; the largest u64 where there is no limit.
 pub fn locked_memory_limit() -> io::Result<u64> {
+    limit(libc::RLIMIT_MEMLOCK).map(|limit| limit.rlim_cur)
+}
+
+/// Raises the number of descriptors that this process may open to what it may raise it to, and returns that.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let mut descriptors = limit(libc::RLIMIT_NOFILE)?;
+    descriptors.rlim_cur = descriptors.rlim_max;
+    // SAFETY: the call reads one rlimit, which lives across it.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const descriptors) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(descriptors.rlim_cur)
+}
+
+fn limit(resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     let mut limit = MaybeUninit::<libc::rlimit>::uninit();
     // SAFETY: the call writes one rlimit where it succeeds, and nothing else.
-    if unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, limit.as_mut_ptr()) } != 0 {
+    if unsafe { libc::getrlimit(resource, limit.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call succeeded, so it was written.
-    Ok(unsafe { limit.assume_init() }.rlim_cur)
+    Ok(unsafe { limit.assume_init() })
 }
 
 /// The file system that `path` lies on.
@@ -114,6 +129,7 @@ mod tests {
     #[test]
     fn queries_answer() {
         assert!(locked_memory_limit().is_ok());
+        assert!(raise_descriptor_limit().is_ok_and(|descriptors| descriptors > 0));
         assert!(file_system(Path::new("/proc")).is_ok_and(|kind| matches!(kind, FileSystem::Other(0x9FA0))));
         assert!(free_space(Path::new("/")).is_ok_and(|free| free > 0));
         assert_eq!(file_system(Path::new("/nowhere/at/all")).unwrap_err().kind(), io::ErrorKind::NotFound);
