@@ -30,8 +30,8 @@ pub const SWEEP_EVERY: Duration = Duration::from_millis(100);
 
 // --- Receiving -------------------------------------------------------------------------------------------------------------
 
-/// The one receive buffer of an executor, into which sockets without a partial frame are read: 64 frames of 4 KiB.
-pub const RECEIVE_SCRATCH: usize = 256 * KIB;
+/// The one receive buffer of an executor, into which sockets without a large partial frame are read: one turn's bytes.
+pub const RECEIVE_SCRATCH: usize = 64 * KIB;
 /// A connection may hold a partial frame up to this size outside of any budget: 10,000 × 4 KiB = 40 MiB at the very worst.
 pub const RECEIVE_FLOOR: usize = 4 * KIB;
 /// What partial frames above [`RECEIVE_FLOOR`] may hold together on one executor. The oldest of them may exceed it, so that one
@@ -54,7 +54,7 @@ pub const ANSWER_MAX: usize = MIB;
 /// Payloads gathered from the log into one send.
 pub const GATHER_PAYLOADS: usize = 32;
 /// Payload bytes from which no further payload is added to one send.
-pub const GATHER_BYTES: usize = 256 * KIB;
+pub const GATHER_BYTES: usize = 64 * KIB;
 /// One direct read of the log for a consumer that is behind the ring.
 pub const COLD_READ: usize = 256 * KIB;
 /// Such blocks held at once on one executor: 32 × 256 KiB = 8 MiB. Who finds none waits for its turn.
@@ -71,6 +71,8 @@ pub const ACKNOWLEDGEMENTS_PER_SHARD: usize = 64 * KIB;
 pub const ROOM_WITHIN: Duration = Duration::from_millis(100);
 /// What `Busy` tells the client to wait.
 pub const BUSY_RETRY_AFTER: Duration = Duration::from_millis(20);
+/// Payload bytes of one fetch answer, unless its first batch alone is larger: it is made in memory.
+pub const FETCH_BYTES: u64 = 256 * KIB as u64;
 /// Subscriptions of one connection.
 pub const SUBSCRIPTIONS_PER_CONNECTION: usize = 4096;
 
@@ -89,15 +91,14 @@ pub const MESH_PER_TURN: usize = 64;
 
 /// Entries of each of an executor's rings: one per connection of a busy broker, so that a turn seldom needs two submissions.
 pub const RING_DEPTH: usize = 512;
-/// The spin before parking of the `adaptive` idle policy: above the usual gap between two messages of a busy client, far below
-/// what a wake-up costs in energy.
-pub const ADAPTIVE_SPIN: Duration = Duration::from_micros(50);
 /// Shares of the background queue against 1,000 of the hot one.
 pub const BACKGROUND_SHARES: usize = 50;
-/// A background task works this long at most before it lets the reactor turn.
-pub const BACKGROUND_SLICE: Duration = Duration::from_micros(50);
 /// An executor that has not moved for this long, while the watchdog itself ran, is taken for hung.
 pub const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// Slots of the table of connections that the sweeper looks at in one turn, 20 ns each.
+pub const SWEEP_SLOTS: usize = 1024;
+/// How long a stop waits for the last flushes; a device that takes longer is broken.
+pub const CLOSE_WITHIN: Duration = Duration::from_secs(30);
 /// How long a shutdown waits for answers to leave through slow sockets.
 pub const LINGER: Duration = Duration::from_secs(2);
 

@@ -4,7 +4,6 @@
 //! clean stop, 1 where it could not start or could not stop cleanly, 2 for a wrong command line or configuration.
 
 use std::io::{self, Write};
-use std::net::TcpListener;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -13,10 +12,11 @@ use peregrine_broker::control::configuration::{Command, Configuration, EchoOptio
 use peregrine_broker::control::directory::DataDirectory;
 use peregrine_broker::control::kernel::StopSignals;
 use peregrine_broker::control::logging::{self, Log, LogSettings};
-use peregrine_broker::control::settings::{Identity, Idle, Ready, Settings};
-use peregrine_broker::control::shutdown::{self, Shutdown};
+use peregrine_broker::control::settings::Ready;
+use peregrine_broker::control::shutdown;
 use peregrine_broker::shard::echo;
-use peregrine_broker::shard::executor::{self as runtime, ExecutorOptions};
+use peregrine_broker::shard::run;
+use peregrine_broker::shard::runtime::{self, ExecutorOptions};
 
 /// Frees across threads cheaply: what one shard allocates may be dropped on another.
 #[global_allocator]
@@ -91,7 +91,7 @@ fn serve(configuration: Configuration, started: Instant) -> Result<(), String> {
             "ready: listening on {address}, {shards} shards, {milliseconds} ms, {messages} messages from the ring"
         ));
     };
-    let outcome = run_shards(settings, identity, listener, shutdown, ready);
+    let outcome = run::run(&settings, &identity, listener, &shutdown, ready).map_err(|error| error.to_string());
     if log.lost_lines() > 0 {
         tracing::warn!(lines = log.lost_lines(), "standard error was too slow for these log lines");
     }
@@ -124,25 +124,10 @@ fn serve_echo(options: &EchoOptions, started: Instant) -> Result<(), String> {
     let executor = ExecutorOptions {
         index: 0,
         core,
-        idle: match options.idle {
-            Idle::Spin => runtime::Idle::Spin,
-            Idle::Adaptive => runtime::Idle::Adaptive,
-            Idle::Park => runtime::Idle::Park,
-        },
-        io_memory: runtime::io_memory(1, 1, None),
+        spin: options.idle.spin(options.adaptive_spin),
+        io_memory: runtime::io_memory(1, 1, runtime::lockable_memory()),
     };
     echo::run(&executor, listener, shutdown).map_err(failed)
-}
-
-/// Runs the shards until `shutdown` is set, and calls `ready` once all of them serve.
-fn run_shards(
-    _settings: Settings,
-    _identity: Identity,
-    _listener: TcpListener,
-    _shutdown: Shutdown,
-    _ready: impl FnOnce(Ready) + Send + 'static,
-) -> Result<(), String> {
-    Err("this build has no shards yet".to_owned())
 }
 
 /// The one line on standard output.

@@ -5,8 +5,8 @@
 use crate::limits::RECEIVE_SCRATCH;
 use crate::shard::connection::socket::Gather;
 use crate::shard::event::Event;
-use crate::shard::executor::{self, ExecutorOptions};
 use crate::shard::listener;
+use crate::shard::runtime::{self, ExecutorOptions};
 use futures_lite::{AsyncRead, AsyncWriteExt};
 use glommio::net::TcpStream;
 use std::cell::RefCell;
@@ -38,7 +38,7 @@ pub fn run(options: &ExecutorOptions, listener: TcpListener, stop: Arc<AtomicBoo
         })
         .await;
     };
-    executor::start(options, serve)?.join().map_err(io::Error::from)
+    runtime::start(options, serve)?.join().map_err(io::Error::from)
 }
 
 /// One connection: what is read is sent back at once from the executor's one buffer; only what the socket does not take is
@@ -69,9 +69,9 @@ async fn echo(mut stream: TcpStream, scratch: Rc<RefCell<Vec<u8>>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::executor::Idle;
     use std::io::{Read, Write};
     use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+    use std::time::Duration;
 
     #[test]
     fn every_byte_comes_back_in_order_also_when_the_client_reads_late() {
@@ -80,9 +80,9 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let options = ExecutorOptions {
             index: 0,
-            core: executor::cores().expect("cores")[0],
-            idle: Idle::Park,
-            io_memory: executor::io_memory(1, 1, Some(0)),
+            core: runtime::cores().expect("cores")[0],
+            spin: Duration::ZERO,
+            io_memory: runtime::io_memory(1, 1, Some(0)),
         };
         let server = {
             let stop = stop.clone();

@@ -1,114 +1,345 @@
-//! Executors: one pinned thread per core used, each with a glommio runtime set up for a short tail.
-//!
-//! What is chosen here and why (the numbers are those of the runtime's study): placement is fixed, since an unbound executor
-//! silently never spins; the blocking pool is unbound, since by default it would sit on the executor's own core; no task queue
-//! asks for `Latency::Matters`, which slows hops and protects nothing; one throw-away sleep pays for the registration of
-//! membarrier before anyone is served.
+//! What all tasks of one executor share: its shards, its peers, its ends of the mesh, and its budgets.
 
-use crate::limits::{ADAPTIVE_SPIN, KIB, MIB, RING_DEPTH};
-use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
-use std::future::Future;
-use std::io;
-use std::time::Duration;
+use crate::engine::{HOME, Refusal};
+use crate::limits::{COLD_BLOCKS, COLD_READ, RECEIVE_FLOOR, RECEIVE_SCRATCH};
+use crate::shard::answers;
+use crate::shard::connection::outbox::LogBytes;
+use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
+use crate::shard::connection::reader::Reader;
+use crate::shard::connection::receive::ReceiveBudget;
+use crate::shard::connection::{Connection, Mark, socket, writer};
+use crate::shard::mesh::{Credit, Mesh};
+use crate::shard::mesh_messages::{HandOver, Request, Return};
+use crate::shard::peers::{Peer, PeerId, Peers};
+use crate::shard::router::Asker;
+use crate::shard::state::Shard;
+use crate::shard::tickets::Tickets;
+use glommio::TaskQueueHandle;
+use glommio::net::TcpStream;
+use peregrine_protocol::entry::DirectoryId;
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::{Correlation, Nanos, ShardId, SubscriptionId};
+use peregrine_protocol::message::ErrorAnswer;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
 
-/// What an executor does when it has nothing to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Idle {
-    /// Never sleeps: the shortest tail, a whole core.
-    Spin,
-    /// Spins for [`ADAPTIVE_SPIN`], then sleeps.
-    #[default]
-    Adaptive,
-    /// Sleeps at once.
-    Park,
+/// How shards lie on executors: shard k on executor k mod executors.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub shards: u16,
+    pub executors: usize,
 }
 
-impl Idle {
-    fn spin(self) -> Duration {
-        match self {
-            // Long enough to mean always, short enough that no clock arithmetic overflows.
-            Idle::Spin => Duration::from_secs(365 * 24 * 3600),
-            Idle::Adaptive => ADAPTIVE_SPIN,
-            Idle::Park => Duration::ZERO,
+impl Layout {
+    pub fn executor_of(self, shard: ShardId) -> usize {
+        usize::from(shard.0) % self.executors
+    }
+
+    pub fn shards_of(self, executor: usize) -> impl Iterator<Item = ShardId> {
+        (0..self.shards).map(ShardId).filter(move |&shard| self.executor_of(shard) == executor)
+    }
+}
+
+/// What every connection is told of the broker.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    pub directory: DirectoryId,
+    pub message_max: u32,
+    pub frame_max: u32,
+}
+
+/// Counts of one executor.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub accepted: Cell<u64>,
+    pub handed_over: Cell<u64>,
+    pub forwarded: Cell<u64>,
+    pub closed_slow: Cell<u64>,
+    pub refused_connections: Cell<u64>,
+}
+
+/// One executor.
+pub struct Executor {
+    pub index: usize,
+    pub layout: Layout,
+    pub facts: Facts,
+    pub peers: Peers,
+    pub receive: ReceiveBudget,
+    /// Where sockets without a large partial frame are read into.
+    pub scratch: RefCell<Vec<u8>>,
+    pub background: TaskQueueHandle,
+    pub counters: Counters,
+    pub tickets: Tickets,
+    shards: RefCell<Vec<Option<Rc<Shard>>>>,
+    mesh: OnceCell<Mesh<Request, Return>>,
+    /// For requests to each shard of another executor.
+    credits: Vec<Credit>,
+    /// Proxies of other executors' connections.
+    pub proxies: RefCell<HashMap<(u16, PeerId), PeerId>>,
+    /// Frames from other executors that are not handled yet.
+    pub forwarded_here: Cell<usize>,
+    cold_blocks: Cell<usize>,
+    stopping: Cell<bool>,
+}
+
+impl Executor {
+    pub fn new(index: usize, layout: Layout, facts: Facts, background: TaskQueueHandle) -> Rc<Self> {
+        Rc::new(Executor {
+            index,
+            layout,
+            facts,
+            peers: Peers::default(),
+            receive: ReceiveBudget::default(),
+            scratch: RefCell::new(vec![0; RECEIVE_SCRATCH + RECEIVE_FLOOR]),
+            background,
+            counters: Counters::default(),
+            tickets: Tickets::default(),
+            shards: RefCell::new((0..layout.shards).map(|_| None).collect()),
+            mesh: OnceCell::new(),
+            credits: (0..layout.shards).map(|_| Credit::default()).collect(),
+            proxies: RefCell::default(),
+            forwarded_here: Cell::new(0),
+            cold_blocks: Cell::new(0),
+            stopping: Cell::new(false),
+        })
+    }
+
+    // What lives here.
+
+    pub fn install_mesh(&self, mesh: Mesh<Request, Return>) {
+        assert!(self.mesh.set(mesh).is_ok(), "the mesh is connected once");
+    }
+
+    pub fn mesh(&self) -> &Mesh<Request, Return> {
+        let Some(mesh) = self.mesh.get() else { unreachable!("the mesh is connected before anything is served") };
+        mesh
+    }
+
+    pub fn install_shard(&self, shard: Rc<Shard>) {
+        let id = shard.id;
+        self.shards.borrow_mut()[usize::from(id.0)] = Some(shard);
+    }
+
+    /// The shard, if it lives on this executor.
+    pub fn shard(&self, id: ShardId) -> Option<Rc<Shard>> {
+        self.shards.borrow().get(usize::from(id.0)).and_then(Clone::clone)
+    }
+
+    /// The shards that live here.
+    pub fn local_shards(&self) -> Vec<Rc<Shard>> {
+        self.shards.borrow().iter().flatten().cloned().collect()
+    }
+
+    pub fn credit(&self, shard: ShardId) -> &Credit {
+        &self.credits[usize::from(shard.0)]
+    }
+
+    /// The shard whose copy of the catalogue serves the asker.
+    pub fn shard_of_asker(&self, asker: Asker) -> ShardId {
+        match asker {
+            Asker::Here(peer) => self.peers.connection(peer).map_or(HOME, |connection| connection.shard.get()),
+            Asker::There { shard, .. } => shard,
         }
     }
-}
 
-/// What an executor is made of.
-#[derive(Clone, Debug)]
-pub struct ExecutorOptions {
-    pub index: usize,
-    pub core: usize,
-    pub idle: Idle,
-    /// Bytes of direct-I/O buffers, from [`io_memory`].
-    pub io_memory: usize,
-}
+    // Connections.
 
-/// Direct-I/O memory of an executor with `shards` shards where `executors` of them share `memlock` bytes of lockable memory
-/// (`None`: no limit).
-///
-/// A shard has at most two flushes of 1 MiB in flight, one step of 1 MiB of the next segment, and its share of cold reads:
-/// 4 MiB; buddy allocation rounds up, × 1.3. The slab is registered with three rings, so that an account that is limited pays
-/// for it three times; below the wish glommio falls back to memory that is not registered, which costs a page look-up per
-/// write and nothing else.
-pub fn io_memory(shards: usize, executors: usize, memlock: Option<u64>) -> usize {
-    let wish = (4 * MIB * shards * 13 / 10).next_power_of_two().min(64 * MIB);
-    let limit = memlock.map_or(usize::MAX, |bytes| bytes as usize / (3 * executors.max(1)) / 2);
-    let fits = if limit == usize::MAX { wish } else { wish.min(limit) };
-    fits.max(512 * KIB) / (4 * KIB) * (4 * KIB)
-}
-
-/// A running executor.
-pub type Handle<T> = glommio::ExecutorJoinHandle<T>;
-
-/// Starts an executor; `make` runs on it, and the executor ends with the future that it returns.
-pub fn start<T, F>(options: &ExecutorOptions, make: impl FnOnce() -> F + Send + 'static) -> io::Result<Handle<T>>
-where
-    F: Future<Output = T> + 'static,
-    T: Send + 'static,
-{
-    LocalExecutorBuilder::new(Placement::Fixed(options.core))
-        .name(&format!("shard-{}", options.index))
-        .spin_before_park(options.idle.spin())
-        .ring_depth(RING_DEPTH)
-        .io_memory(options.io_memory)
-        .blocking_thread_pool_placement(PoolPlacement::Unbound(1))
-        .spawn(move || async move {
-            glommio::timer::sleep(Duration::from_millis(1)).await;
-            make().await
-        })
-        .map_err(io::Error::from)
-}
-
-/// Lets the reactor turn: completions are seen, and every task that became runnable runs before the caller goes on. A plain
-/// yield does not do that while anything is runnable.
-pub async fn turn() {
-    glommio::timer::sleep(Duration::from_micros(1)).await;
-}
-
-/// The cores that this process may use, in ascending order.
-pub fn cores() -> io::Result<Vec<usize>> {
-    // SAFETY: an all-zero set is a valid value of this plain C structure, and the call writes no more than its size.
-    let (result, set) = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        (libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set), set)
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
+    /// Serves a connection that was accepted here.
+    pub fn serve(self: &Rc<Self>, stream: TcpStream) {
+        if self.peers.len() >= crate::limits::CONNECTIONS_PER_EXECUTOR || self.is_stopping() {
+            self.counters.refused_connections.set(self.counters.refused_connections.get() + 1);
+            return;
+        }
+        self.counters.accepted.set(self.counters.accepted.get() + 1);
+        self.start(stream, crate::shard::clock::monotonic(), false, &[]);
     }
-    // SAFETY: the index stays below the size of the set.
-    Ok((0..libc::CPU_SETSIZE as usize).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect())
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// Serves a connection that another executor hands over.
+    pub fn take_over(self: &Rc<Self>, handed: HandOver) {
+        self.start(socket::stream(handed.socket), handed.accepted_at, true, &handed.unread);
+    }
 
-    #[test]
-    fn direct_memory_follows_the_limit_of_locked_memory() {
-        assert_eq!(io_memory(1, 1, None), 8 * MIB);
-        assert!(3 * 2 * io_memory(1, 2, Some(8 * MIB as u64)) <= 8 * MIB);
-        assert_eq!(io_memory(1, 1, Some(64 * KIB as u64)), 512 * KIB);
-        assert!(io_memory(64, 1, None) <= 64 * MIB);
+    fn start(self: &Rc<Self>, stream: TcpStream, accepted_at: Nanos, preamble_seen: bool, unread: &[u8]) {
+        let mut connection = None;
+        self.peers.add(|id| {
+            let new = Rc::new(Connection::new(id, stream, accepted_at));
+            connection = Some(new.clone());
+            Peer::Connection(new)
+        });
+        let Some(connection) = connection else { unreachable!("it was just made") };
+        let reader = Reader::new(self.clone(), connection.clone(), preamble_seen, unread);
+        glommio::spawn_local(reader.run()).detach();
+        glommio::spawn_local(writer::run(self.clone(), connection)).detach();
+    }
+
+    /// Hands a connection that has said hello to the executor of `shard`.
+    pub fn hand_over(&self, connection: &Connection, shard: ShardId, unread: &[u8]) {
+        match connection.duplicate_socket() {
+            Ok(socket) => {
+                self.counters.handed_over.set(self.counters.handed_over.get() + 1);
+                let handed = HandOver { socket, accepted_at: connection.accepted_at, unread: unread.to_vec() };
+                connection.hand_over();
+                self.mesh().request(self.layout.executor_of(shard), Request::HandOver(Box::new(handed)));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be handed to its shard's executor; it is closed")
+            }
+        }
+    }
+
+    /// The connection's reader is gone: nothing more is asked, and nothing is delivered to it.
+    pub fn reader_ended(&self, connection: &Connection) {
+        connection.read_ended.set(true);
+        // What it fetched is still answered: a client may end its sending side first.
+        connection.outlet.held.borrow_mut().retain(|held| matches!(held, Held::Fetch(_)));
+        for shard in self.local_shards() {
+            shard.detach(connection.id);
+        }
+        connection.outlet.news.raise();
+    }
+
+    /// The connection's writer is gone too: nobody knows it any more.
+    pub fn writer_ended(&self, connection: &Connection) {
+        self.peers.remove(connection.id);
+        self.drop_cold(&connection.outlet);
+        for shard in self.local_shards() {
+            shard.detach(connection.id);
+        }
+        for executor in connection.proxied_on() {
+            let gone = Request::Gone { executor: self.index as u16, connection: connection.id };
+            self.mesh().request(executor, gone);
+        }
+    }
+
+    /// Requests of this connection go to a shard of another executor, which will have to hear of its end.
+    pub fn note_proxied(&self, connection: &Connection, shard: ShardId) {
+        connection.note_proxied(self.layout.executor_of(shard));
+    }
+
+    // Answers.
+
+    /// Answers a request. The asker may be gone; then nobody misses it.
+    pub fn answer(&self, asker: Asker, write: impl FnOnce(&mut Vec<u8>)) {
+        match asker {
+            Asker::Here(peer) => {
+                if let Some(connection) = self.peers.connection(peer) {
+                    connection.send(write);
+                    connection.answered();
+                }
+            }
+            Asker::There { executor, connection, shard } => {
+                let mut frame = Vec::with_capacity(128);
+                write(&mut frame);
+                let frame = frame.into_boxed_slice();
+                self.mesh().give_back(usize::from(executor), Return::Answer { connection, shard, frame });
+            }
+        }
+    }
+
+    /// Sends what is no answer.
+    pub fn push(&self, asker: Asker, write: impl FnOnce(&mut Vec<u8>)) {
+        match asker {
+            Asker::Here(peer) => {
+                if let Some(connection) = self.peers.connection(peer) {
+                    connection.send(write);
+                }
+            }
+            Asker::There { executor, connection, .. } => {
+                let mut frame = Vec::with_capacity(128);
+                write(&mut frame);
+                self.push_there(executor, connection, frame, false);
+            }
+        }
+    }
+
+    /// Pushes a frame to a connection of another executor.
+    pub fn push_there(&self, executor: u16, connection: PeerId, frame: Vec<u8>, counts: bool) {
+        let frame = frame.into_boxed_slice();
+        let push = Return::Push { connection, executor: self.index as u16, frame, counts };
+        self.mesh().give_back(usize::from(executor), push);
+    }
+
+    pub fn refuse(&self, asker: Asker, correlation: Correlation, code: ErrorCode) {
+        self.refuse_with(asker, correlation, &ErrorAnswer::new(code));
+    }
+
+    pub fn refuse_with(&self, asker: Asker, correlation: Correlation, error: &ErrorAnswer<'_>) {
+        self.answer(asker, |out| error.encode(correlation, out));
+    }
+
+    /// Answers what the engine refused.
+    pub fn refuse_refused(&self, asker: Asker, correlation: Correlation, refusal: &Refusal) {
+        self.answer(asker, |out| answers::refusal(refusal, correlation, out));
+    }
+
+    // Deliveries.
+
+    /// A batch is on its way to its reader, which may be given the next one.
+    pub fn delivered(&self, shard: ShardId, subscription: SubscriptionId) {
+        if let Some(shard) = self.shard(shard) {
+            shard.delivered(self, subscription);
+        }
+    }
+
+    /// Records the times of what was sent.
+    pub fn record(&self, marks: &mut Vec<Mark>, now: Nanos) {
+        for mark in marks.drain(..) {
+            if let Some(shard) = self.shard(mark.shard) {
+                shard.record(mark.stage, mark.since, now);
+            }
+        }
+    }
+
+    /// Reads a block of the log for an outlet, in the background queue: at least `need` bytes from `position`. False when they
+    /// cannot be read; the log says why.
+    pub async fn read_cold(&self, outlet: &Outlet, missing: LogBytes) -> bool {
+        let LogBytes { shard: id, position, len: need } = missing;
+        let Some(shard) = self.shard(id) else { return false };
+        self.drop_cold(outlet);
+        while self.cold_blocks.get() >= COLD_BLOCKS {
+            // Those who hold blocks give them back as their sockets take them; a timer is enough for who is far behind.
+            glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        self.cold_blocks.set(self.cold_blocks.get() + 1);
+        let read = shard.read_disk(position, need, COLD_READ);
+        let read = match glommio::spawn_local_into(read, self.background) {
+            Ok(task) => task.await,
+            Err(_) => unreachable!("the background queue lives as long as the executor"),
+        };
+        match read {
+            Ok(bytes) => {
+                *outlet.cold.borrow_mut() = Some(ColdBlock { shard: id, start: position, bytes });
+                true
+            }
+            Err(error) => {
+                self.cold_blocks.set(self.cold_blocks.get() - 1);
+                tracing::error!(shard = id.0, position = position.0, %error, "a consumer's messages cannot be read");
+                false
+            }
+        }
+    }
+
+    /// Gives an outlet's block back.
+    pub fn drop_cold(&self, outlet: &Outlet) {
+        if outlet.cold.borrow_mut().take().is_some() {
+            self.cold_blocks.set(self.cold_blocks.get() - 1);
+        }
+    }
+
+    // Stopping.
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// No request is read any more.
+    pub fn stop_reading(&self) {
+        self.stopping.set(true);
+        for slot in 0..self.peers.slots() {
+            if let Some(Peer::Connection(connection)) = self.peers.at(slot) {
+                connection.stop_reading();
+            }
+        }
     }
 }

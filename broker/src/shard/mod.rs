@@ -1,6 +1,43 @@
 //! The glommio side of the broker: executors, the listening socket, connections, the router and the mesh between shards.
+//!
+//! - `run`, `startup`, `stop`: a broker's shards from start to stop; `runtime`, `executor`: what they run on
+//! - `listener`, `greeting`, `connection`, `peers`, `sweeper`: clients
+//! - `router`, `requests`, `produce`, `large`, `listings`, `catalogue`: what they ask for
+//! - `state`, `open_log`, `flusher`: a shard; `stages`, `reports`: its figures
+//! - `mesh`, `mesh_messages`, `forwarding`, `proxy`, `tickets`: between executors
+
+pub mod answers;
+pub mod catalogue;
+pub mod clock;
 pub mod connection;
 pub mod echo;
 pub mod event;
 pub mod executor;
+pub mod flusher;
+pub mod forwarding;
+pub mod greeting;
+pub mod large;
 pub mod listener;
+pub mod listings;
+pub mod mesh;
+pub mod mesh_messages;
+pub mod open_log;
+pub mod peers;
+pub mod produce;
+pub mod proxy;
+pub mod reports;
+pub mod requests;
+pub mod router;
+pub mod run;
+pub mod runtime;
+pub mod stages;
+pub mod startup;
+pub mod state;
+pub mod stop;
+pub mod subscriptions;
+pub mod sweeper;
+pub mod tickets;
+pub mod watchdog;
+
+#[cfg(test)]
+mod tests;

@@ -35,6 +35,13 @@ impl<'a> Gather<'a> {
         true
     }
 
+    /// The first run.
+    pub fn first(&self) -> Option<&'a [u8]> {
+        let run = self.runs[..self.count].first()?;
+        // SAFETY: the run was made from a slice that outlives `'a`.
+        Some(unsafe { std::slice::from_raw_parts(run.iov_base.cast::<u8>(), run.iov_len) })
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -70,6 +77,18 @@ impl<'a> Gather<'a> {
 pub fn duplicate(socket: &impl AsRawFd) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is open as long as `socket` is borrowed.
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }.try_clone_to_owned()
+}
+
+/// Ends both directions of a socket: whoever waits for it finds out.
+pub fn shut_down(socket: RawFd) {
+    // SAFETY: the call takes no memory; a descriptor that is closed already is an error that says so and no more.
+    let _ = unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+}
+
+/// Ends the receiving direction: whoever reads finds the end.
+pub fn shut_reading(socket: RawFd) {
+    // SAFETY: as in `shut_down`.
+    let _ = unsafe { libc::shutdown(socket, libc::SHUT_RD) };
 }
 
 /// The stream of a socket on this executor.

@@ -1,0 +1,235 @@
+//! Changes of the catalogue: decided and logged by shard 0, in effect once durable, told to every shard, and only then answered.
+//!
+//! ```text
+//!   ask ─► decide ─► append, apply ─► durable ─► in effect here ─► told to each executor ─► all told: answer
+//!            │ another change of the topic is on its way: decide again when that is durable
+//! ```
+
+use crate::engine::{CatalogueDecision, HOME, Topic, TopicState};
+use crate::limits::ROOM_WITHIN;
+use crate::shard::answers;
+use crate::shard::clock;
+use crate::shard::executor::Executor;
+use crate::shard::mesh_messages::Request;
+use crate::shard::router::Asker;
+use crate::shard::state::{Shard, Waiting};
+use crate::shard::tickets::Reply;
+use peregrine_protocol::entry::EntryDraft;
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::frame::Kind;
+use peregrine_protocol::ids::{Correlation, DurableLevel, Nanos, ShardId, TopicId};
+use peregrine_protocol::message::{TopicAnswer, TopicRow};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// What is to become of a topic.
+#[derive(Clone, Debug)]
+pub enum ChangeWanted {
+    Create { name: String, queues: u32 },
+    Alter { name: String, queues: u32 },
+    Delete { name: String, id: Option<TopicId> },
+}
+
+impl ChangeWanted {
+    fn kind(&self) -> Kind {
+        match self {
+            ChangeWanted::Create { .. } => Kind::CreateTopic,
+            ChangeWanted::Alter { .. } => Kind::AlterTopic,
+            ChangeWanted::Delete { .. } => Kind::DeleteTopic,
+        }
+    }
+}
+
+/// A request for a change, and the topic that its answer will show.
+#[derive(Clone, Debug)]
+pub struct ChangeAsked {
+    pub asker: Asker,
+    pub correlation: Correlation,
+    wanted: ChangeWanted,
+    /// Of a deletion: as the topic was.
+    before: Option<Topic>,
+    asked_at: Nanos,
+}
+
+impl ChangeAsked {
+    pub fn new(asker: Asker, correlation: Correlation, wanted: ChangeWanted) -> Self {
+        ChangeAsked { asker, correlation, wanted, before: None, asked_at: clock::monotonic() }
+    }
+}
+
+/// Changes that took effect and that not every executor knows of yet.
+#[derive(Default)]
+pub struct Home {
+    next: u64,
+    untold: HashMap<u64, Untold>,
+}
+
+struct Untold {
+    executors: usize,
+    changes: Vec<ChangeAsked>,
+}
+
+/// Decides a change and logs it, or answers at once.
+pub fn ask(executor: &Rc<Executor>, shard: &Rc<Shard>, mut asked: ChangeAsked) {
+    let refused = {
+        let core = &mut *shard.core.borrow_mut();
+        let now = clock::wall();
+        let decided = match &asked.wanted {
+            ChangeWanted::Create { name, queues } => core.engine.decide_create(name, *queues, now),
+            ChangeWanted::Alter { name, queues } => core.engine.decide_alter(name, *queues, now),
+            ChangeWanted::Delete { name, id } => {
+                asked.before = core.engine.topic_named(name).cloned();
+                core.engine.decide_delete(name, *id, now)
+            }
+        };
+        match decided {
+            Ok(CatalogueDecision::Append { draft, payload }) => match log(core, shard, &draft, &payload, asked) {
+                Ok(()) => return,
+                Err(refused) => refused,
+            },
+            Ok(CatalogueDecision::After(end)) => {
+                core.waiting.wait(DurableLevel::Synced, end, Waiting::ChangeAgain(asked));
+                return;
+            }
+            Ok(CatalogueDecision::Done(topic)) => {
+                answer(executor, &asked, &topic, false);
+                return;
+            }
+            Err(refusal) => {
+                executor.refuse_refused(asked.asker, asked.correlation, &refusal);
+                return;
+            }
+        }
+    };
+    match refused {
+        (asked, Some(code)) => executor.refuse(asked.asker, asked.correlation, code),
+        (asked, None) => wait_for_room(executor, shard, asked),
+    }
+}
+
+/// Appends a change's entry and applies it. What the log refuses comes back; without a code it may wait for room.
+fn log(
+    core: &mut crate::shard::state::Core,
+    shard: &Shard,
+    draft: &EntryDraft,
+    payload: &[u8],
+    asked: ChangeAsked,
+) -> Result<(), (ChangeAsked, Option<ErrorCode>)> {
+    if !Shard::has_place_to_wait(core) {
+        return Err((asked, None));
+    }
+    match core.log.append(draft, payload, clock::monotonic()) {
+        Ok(appended) => {
+            let header = draft.at(appended.position, core.log.epoch());
+            if let Err(error) = core.engine.apply(&header, payload) {
+                unreachable!("what was decided in this turn applies: {error}");
+            }
+            core.waiting.wait(DurableLevel::Synced, appended.end, Waiting::Change(asked));
+            shard.work.raise();
+            Ok(())
+        }
+        Err(refused) => Err((asked, answers::append_refused(refused))),
+    }
+}
+
+fn wait_for_room(executor: &Rc<Executor>, shard: &Rc<Shard>, asked: ChangeAsked) {
+    let (executor, shard) = (executor.clone(), shard.clone());
+    glommio::spawn_local(async move {
+        if shard.room(asked.asked_at + Nanos::from(ROOM_WITHIN).0).await {
+            ask(&executor, &shard, asked);
+        } else {
+            executor.refuse_with(asked.asker, asked.correlation, &answers::busy());
+        }
+    })
+    .detach();
+}
+
+/// At home: changes took effect, and these requests asked for them. They are told to every shard before they are answered.
+pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: Vec<TopicState>, changes: Vec<ChangeAsked>) {
+    for other in executor.local_shards() {
+        for state in effects.iter().filter(|_| other.id != HOME) {
+            other.learn(state);
+        }
+    }
+    let executors = executor.mesh().peers().count();
+    if executors == 0 || effects.is_empty() {
+        answer_all(executor, shard, changes);
+        return;
+    }
+    let round = {
+        let home = &mut shard.core.borrow_mut().home;
+        home.next += 1;
+        home.untold.insert(home.next, Untold { executors: executors * effects.len(), changes });
+        home.next
+    };
+    for peer in executor.mesh().peers() {
+        for state in &effects {
+            let told = Request::Topic { executor: executor.index as u16, change: round, state: state.clone() };
+            executor.mesh().request(peer, told);
+        }
+    }
+}
+
+/// An executor knows of a change.
+pub fn told(executor: &Executor, shard: &Shard, round: u64) {
+    let changes = {
+        let home = &mut shard.core.borrow_mut().home;
+        let Some(untold) = home.untold.get_mut(&round) else { return };
+        untold.executors -= 1;
+        if untold.executors > 0 {
+            return;
+        }
+        home.untold.remove(&round).map(|untold| untold.changes)
+    };
+    answer_all(executor, shard, changes.unwrap_or_default());
+}
+
+fn answer_all(executor: &Executor, shard: &Shard, changes: Vec<ChangeAsked>) {
+    for asked in changes {
+        let topic = match &asked.wanted {
+            ChangeWanted::Delete { .. } => asked.before.clone(),
+            ChangeWanted::Create { name, .. } | ChangeWanted::Alter { name, .. } => {
+                shard.core.borrow().engine.topic_named(name).cloned()
+            }
+        };
+        match topic {
+            Some(topic) => answer(executor, &asked, &topic, true),
+            // Deleted again before everybody was told of it.
+            None => executor.refuse(asked.asker, asked.correlation, ErrorCode::TopicDeleted),
+        }
+    }
+}
+
+fn answer(executor: &Executor, asked: &ChangeAsked, topic: &Topic, changed: bool) {
+    let answer = TopicAnswer { topic: row(topic), changed };
+    executor.answer(asked.asker, |out| answer.encode(asked.wanted.kind(), asked.correlation, out));
+}
+
+/// A topic as answers show it.
+pub fn row(topic: &Topic) -> TopicRow<'_> {
+    TopicRow { name: &topic.name, id: topic.id, queues: topic.queues, created: topic.created }
+}
+
+/// Asks shard 0 about a topic that `shard` does not know, or not with so many queues, and tells the shards here. True when
+/// that was news.
+pub async fn ask_home(executor: &Rc<Executor>, shard: ShardId, topic: TopicId) -> bool {
+    let before = executor.shard(shard).map(|shard| shard.topic(topic));
+    let state = match executor.shard(HOME) {
+        Some(home) => home.topic(topic),
+        None => {
+            let home = executor.layout.executor_of(HOME);
+            let asked = executor.tickets.ask(|ticket| {
+                let ask = Request::AskTopic { executor: executor.index as u16, ticket, topic };
+                executor.mesh().request(home, ask);
+            });
+            match asked.await {
+                Some(Reply::Topic(state)) => state,
+                _ => return false,
+            }
+        }
+    };
+    for local in executor.local_shards() {
+        local.learn(&state);
+    }
+    before.is_some_and(|before| before != state)
+}

@@ -1,0 +1,63 @@
+//! What executors say to each other.
+
+use crate::engine::TopicState;
+use crate::shard::peers::PeerId;
+use crate::shard::reports::ShardReport;
+use peregrine_protocol::ids::{Nanos, ShardId, TopicId};
+use std::os::fd::OwnedFd;
+
+/// From the executor that holds the connection, or that wants something, to the other.
+pub enum Request {
+    /// A frame for a shard there. The sender took credit for it.
+    Forward { shard: ShardId, executor: u16, connection: PeerId, received_at: Nanos, frame: Box<[u8]> },
+    /// A connection that named a shard there in its hello.
+    HandOver(Box<HandOver>),
+    /// A connection whose requests were forwarded is gone.
+    Gone { executor: u16, connection: PeerId },
+    /// So many bytes of deliveries have left, or have room, at the connection's executor.
+    Window { executor: u16, connection: PeerId, bytes: usize },
+    /// Shard 0 tells what a topic is from now on; each executor answers with `Told`.
+    Topic { executor: u16, change: u64, state: TopicState },
+    /// What is this topic? Asked of shard 0's executor.
+    AskTopic { executor: u16, ticket: u64, topic: TopicId },
+    /// Reports of all shards there are wanted.
+    AskReports { executor: u16, ticket: u64 },
+}
+
+/// A connection on its way to another executor: a second descriptor of its socket, and all bytes that were received and not
+/// handled, from its hello on. The client sends nothing more until that is answered.
+pub struct HandOver {
+    pub socket: OwnedFd,
+    pub accepted_at: Nanos,
+    pub unread: Vec<u8>,
+}
+
+/// What comes back.
+pub enum Return {
+    /// The answer to a forwarded request; the credit of its shard comes back with it. Empty where the request has no answer.
+    Answer {
+        connection: PeerId,
+        shard: ShardId,
+        frame: Box<[u8]>,
+    },
+    /// A push: a delivery (which counts against the window) or an error.
+    Push {
+        connection: PeerId,
+        executor: u16,
+        frame: Box<[u8]>,
+        counts: bool,
+    },
+    /// The other executor knows about a change.
+    Told {
+        change: u64,
+    },
+    /// What shard 0 knows of a topic.
+    TopicIs {
+        ticket: u64,
+        state: TopicState,
+    },
+    Reports {
+        ticket: u64,
+        reports: Vec<ShardReport>,
+    },
+}

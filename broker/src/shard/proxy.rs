@@ -1,0 +1,156 @@
+//! A connection of another executor, as the shard that it subscribed to sees it.
+//!
+//! The payloads that it is sent are copied and cross the mesh as whole frames; a window in bytes keeps them few. This is the
+//! slow way for clients that do not route by themselves; the native client opens a connection to each shard that it needs.
+
+use crate::limits::MESH_DELIVERY_WINDOW;
+use crate::shard::answers;
+use crate::shard::connection::outbox::LogBytes;
+use crate::shard::connection::outlet::{Held, Outlet};
+use crate::shard::executor::Executor;
+use crate::shard::peers::{Peer, PeerId};
+use crate::shard::router::Asker;
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// One connection of another executor.
+pub struct Proxy {
+    pub id: PeerId,
+    /// Where the connection is,
+    pub executor: u16,
+    /// and its number there.
+    pub connection: PeerId,
+    pub outlet: Outlet,
+    /// Bytes that may be sent; below zero by at most one batch.
+    window: Cell<isize>,
+    gone: Cell<bool>,
+}
+
+/// The peer that an asker is to this executor; for one of another executor a proxy, made when it is first needed.
+pub fn peer_of(executor: &Rc<Executor>, asker: Asker) -> Option<PeerId> {
+    if let Some(known) = known_peer_of(executor, asker) {
+        return Some(known);
+    }
+    let Asker::There { executor: there, connection, .. } = asker else { return None };
+    let mut made = None;
+    let id = executor.peers.add(|id| {
+        let proxy = Rc::new(Proxy {
+            id,
+            executor: there,
+            connection,
+            outlet: Outlet::default(),
+            window: Cell::new(MESH_DELIVERY_WINDOW as isize),
+            gone: Cell::new(false),
+        });
+        made = Some(proxy.clone());
+        Peer::Proxy(proxy)
+    });
+    executor.proxies.borrow_mut().insert((there, connection), id);
+    if let Some(proxy) = made {
+        glommio::spawn_local(run(executor.clone(), proxy)).detach();
+    }
+    Some(id)
+}
+
+/// The same, where none is made.
+pub fn known_peer_of(executor: &Executor, asker: Asker) -> Option<PeerId> {
+    match asker {
+        Asker::Here(peer) => Some(peer),
+        Asker::There { executor: there, connection, .. } => {
+            executor.proxies.borrow().get(&(there, connection)).copied()
+        }
+    }
+}
+
+/// The connection has room for so many bytes more.
+pub fn open_window(executor: &Executor, there: u16, connection: PeerId, bytes: usize) {
+    if let Some(proxy) = find(executor, there, connection) {
+        proxy.window.set(proxy.window.get() + bytes as isize);
+        proxy.outlet.news.raise();
+    }
+}
+
+/// The connection is gone.
+pub fn end(executor: &Executor, there: u16, connection: PeerId) {
+    if let Some(proxy) = find(executor, there, connection) {
+        executor.proxies.borrow_mut().remove(&(there, connection));
+        executor.peers.remove(proxy.id);
+        for shard in executor.local_shards() {
+            shard.detach(proxy.id);
+        }
+        proxy.gone.set(true);
+        proxy.outlet.news.raise();
+    }
+}
+
+fn find(executor: &Executor, there: u16, connection: PeerId) -> Option<Rc<Proxy>> {
+    let id = executor.proxies.borrow().get(&(there, connection)).copied()?;
+    match executor.peers.get(id) {
+        Some(Peer::Proxy(proxy)) => Some(proxy),
+        _ => None,
+    }
+}
+
+/// What one step of sending came to.
+enum Step {
+    Sent,
+    Missing(LogBytes),
+    Wait,
+}
+
+async fn run(executor: Rc<Executor>, proxy: Rc<Proxy>) {
+    while !proxy.gone.get() {
+        match step(&executor, &proxy) {
+            Step::Sent => {}
+            Step::Missing(bytes) => {
+                if !executor.read_cold(&proxy.outlet, bytes).await {
+                    break;
+                }
+            }
+            Step::Wait => proxy.outlet.news.wait().await,
+        }
+    }
+    executor.drop_cold(&proxy.outlet);
+}
+
+/// Sends the first thing that is held, if the window allows.
+fn step(executor: &Executor, proxy: &Proxy) -> Step {
+    let mut held = proxy.outlet.held.borrow_mut();
+    if proxy.window.get() <= 0 {
+        return Step::Wait;
+    }
+    let cold = proxy.outlet.cold.borrow();
+    match held.front_mut() {
+        None => Step::Wait,
+        Some(Held::Delivery { shard: id, subscription, batch, .. }) => {
+            let (id, subscription) = (*id, *subscription);
+            let Some(shard) = executor.shard(id) else { return Step::Wait };
+            let mut frame = Vec::new();
+            let found = shard.with_entry(batch, cold.as_ref(), |header, payload| {
+                frame = answers::delivery_frame(id, subscription, batch, header, payload);
+            });
+            if let Err(missing) = found {
+                return Step::Missing(missing);
+            }
+            held.pop_front();
+            drop((held, cold));
+            send(executor, proxy, frame);
+            executor.delivered(id, subscription);
+            Step::Sent
+        }
+        Some(Held::Fetch(fetch)) => {
+            let Some(shard) = executor.shard(fetch.shard) else { return Step::Wait };
+            if let Some(missing) = fetch.fill(&shard, cold.as_ref()) {
+                return Step::Missing(missing);
+            }
+            executor.answer(fetch.asker, |out| fetch.encode(out));
+            held.pop_front();
+            Step::Sent
+        }
+    }
+}
+
+fn send(executor: &Executor, proxy: &Proxy, frame: Vec<u8>) {
+    proxy.window.set(proxy.window.get() - frame.len() as isize);
+    executor.push_there(proxy.executor, proxy.connection, frame, true);
+}

@@ -1,0 +1,194 @@
+//! Figures of all shards, as JSON, for `peregrine stats`. Off the path of messages: copies are made when somebody asks.
+
+use crate::engine::EngineCounts;
+use crate::log::LogCounters;
+use crate::shard::executor::Executor;
+use crate::shard::mesh_messages::Request;
+use crate::shard::router::Asker;
+use crate::shard::stages::{Stage, Stages};
+use crate::shard::state::Shard;
+use crate::shard::tickets::Reply;
+use hdrhistogram::Histogram;
+use peregrine_protocol::ids::{Correlation, ShardId};
+use peregrine_protocol::message::{Stats, StatsAnswer};
+use serde_json::{Value, json};
+use std::rc::Rc;
+
+/// The percentiles of the report.
+const PERCENTILES: [(&str, f64); 6] =
+    [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("p99.996", 0.99996)];
+
+/// A copy of one shard's figures.
+pub struct ShardReport {
+    shard: ShardId,
+    executor: usize,
+    stages: Stages,
+    engine: EngineCounts,
+    log: LogCounters,
+    epoch: u64,
+    published: u64,
+    durable: u64,
+    poisoned: bool,
+    disk_full: bool,
+    produced_batches: u64,
+    produced_records: u64,
+    duplicates: u64,
+    delivered_batches: u64,
+    busy: u64,
+    corrupt: u64,
+    waiting: usize,
+    executor_figures: ExecutorFigures,
+}
+
+/// Figures of the executor that a shard lives on.
+#[derive(Clone, Copy)]
+struct ExecutorFigures {
+    peers: usize,
+    receive_bytes: usize,
+    accepted: u64,
+    handed_over: u64,
+    forwarded: u64,
+    closed_slow: u64,
+    refused_connections: u64,
+    mesh_backlog: usize,
+}
+
+/// The figures of this executor's shards.
+pub fn local(executor: &Executor) -> Vec<ShardReport> {
+    let counters = &executor.counters;
+    let figures = ExecutorFigures {
+        peers: executor.peers.len(),
+        receive_bytes: executor.receive.held(),
+        accepted: counters.accepted.get(),
+        handed_over: counters.handed_over.get(),
+        forwarded: counters.forwarded.get(),
+        closed_slow: counters.closed_slow.get(),
+        refused_connections: counters.refused_connections.get(),
+        mesh_backlog: executor.mesh().backlog(),
+    };
+    executor.local_shards().iter().map(|shard| of(shard, executor.index, figures)).collect()
+}
+
+fn of(shard: &Shard, executor: usize, executor_figures: ExecutorFigures) -> ShardReport {
+    let core = shard.core.borrow();
+    let counters = &shard.counters;
+    ShardReport {
+        shard: shard.id,
+        executor,
+        stages: core.stages.clone(),
+        engine: core.engine.counts(),
+        log: core.log.counters(),
+        epoch: core.log.epoch().0,
+        published: core.log.published().0,
+        durable: core.log.durable().0,
+        poisoned: core.log.is_poisoned(),
+        disk_full: core.log.is_disk_full(),
+        produced_batches: counters.produced_batches.get(),
+        produced_records: counters.produced_records.get(),
+        duplicates: counters.duplicates.get(),
+        delivered_batches: counters.delivered_batches.get(),
+        busy: counters.busy.get(),
+        corrupt: counters.corrupt.get(),
+        waiting: core.waiting.len(),
+        executor_figures,
+    }
+}
+
+/// Answers a request for figures, once all executors have sent theirs.
+pub fn answer(executor: &Rc<Executor>, asker: Asker, correlation: Correlation, what: Stats) {
+    let executor = executor.clone();
+    glommio::spawn_local(async move {
+        let mut reports = local(&executor);
+        for peer in executor.mesh().peers().collect::<Vec<_>>() {
+            let asked = executor.tickets.ask(|ticket| {
+                let ask = Request::AskReports { executor: executor.index as u16, ticket };
+                executor.mesh().request(peer, ask);
+            });
+            if let Some(Reply::Reports(more)) = asked.await {
+                reports.extend(more);
+            }
+        }
+        reports.sort_by_key(|report| report.shard);
+        let value = match what {
+            Stats::Shards => json!({ "shards": reports.iter().map(figures).collect::<Vec<_>>() }),
+            _ => latency(&reports),
+        };
+        let text = value.to_string();
+        let answer = StatsAnswer { what, json: text.as_bytes() };
+        executor.answer(asker, |out| answer.encode(correlation, out));
+    })
+    .detach();
+}
+
+fn latency(reports: &[ShardReport]) -> Value {
+    let mut all = Stages::default();
+    for report in reports {
+        all.add(&report.stages);
+    }
+    let shards: Vec<Value> =
+        reports.iter().map(|report| json!({ "shard": report.shard.0, "stages": stages(&report.stages) })).collect();
+    json!({ "stages": stages(&all), "shards": shards })
+}
+
+fn stages(stages: &Stages) -> Value {
+    let rows: Vec<Value> = Stage::ALL.iter().map(|&stage| row(stage, stages.of(stage))).collect();
+    Value::Array(rows)
+}
+
+/// One stage: times in microseconds.
+fn row(stage: Stage, times: &Histogram<u64>) -> Value {
+    let micros = |nanos: u64| (nanos as f64 / 100.0).round() / 10.0;
+    let mut row = json!({ "stage": stage.word(), "count": times.len(), "max_us": micros(times.max()) });
+    for (name, quantile) in PERCENTILES {
+        row[format!("{name}_us")] = json!(micros(times.value_at_quantile(quantile)));
+    }
+    row
+}
+
+fn figures(report: &ShardReport) -> Value {
+    let (engine, log, executor) = (&report.engine, &report.log, &report.executor_figures);
+    json!({
+        "shard": report.shard.0,
+        "executor": report.executor,
+        "epoch": report.epoch,
+        "published": report.published,
+        "durable": report.durable,
+        "poisoned": report.poisoned,
+        "disk_full": report.disk_full,
+        "topics": engine.topics,
+        "queues": engine.queues,
+        "producers": engine.producers,
+        "subscriptions": engine.subscriptions,
+        "pending_batches": engine.pending_batches,
+        "waiting_acknowledgements": report.waiting,
+        "produced_batches": report.produced_batches,
+        "produced_messages": report.produced_records,
+        "duplicate_batches": report.duplicates,
+        "delivered_batches": report.delivered_batches,
+        "busy": report.busy,
+        "corrupt": report.corrupt,
+        "log": {
+            "entries": log.entries,
+            "payload_bytes": log.payload_bytes,
+            "pads": log.pads,
+            "writes": log.writes,
+            "written_bytes": log.written_bytes,
+            "write_amplification": log.write_amplification(),
+            "durable_moves": log.durable_moves,
+            "marks": log.marks,
+            "rolls": log.rolls,
+            "refused_no_room": log.refused_no_room,
+            "refused_disk_full": log.refused_disk_full,
+        },
+        "executor_figures": {
+            "connections": executor.peers,
+            "receive_bytes": executor.receive_bytes,
+            "accepted": executor.accepted,
+            "handed_over": executor.handed_over,
+            "forwarded": executor.forwarded,
+            "closed_slow": executor.closed_slow,
+            "refused_connections": executor.refused_connections,
+            "mesh_backlog": executor.mesh_backlog,
+        },
+    })
+}

@@ -1,0 +1,263 @@
+//! What a shard does with each kind of request.
+
+use crate::engine::{Credit as EngineCredit, FetchLimits, ReaderOwner, Refusal};
+use crate::limits::{FETCH_BYTES, SUBSCRIPTIONS_PER_CONNECTION};
+use crate::shard::catalogue::{self, ChangeAsked, ChangeWanted};
+use crate::shard::connection::outlet::{Held, HeldFetch};
+use crate::shard::executor::Executor;
+use crate::shard::listings;
+use crate::shard::proxy;
+use crate::shard::reports;
+use crate::shard::router::{Asker, Wait};
+use crate::shard::state::Shard;
+use crate::shard::{answers, produce, subscriptions};
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::frame::{Frame, Kind};
+use peregrine_protocol::ids::{Correlation, Nanos, ShardId, TopicId};
+use peregrine_protocol::limits::FETCH_BATCHES_MAX;
+use peregrine_protocol::message::consume::AckAnswer;
+use peregrine_protocol::message::{
+    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, FetchBody, LookUp, LookUpAnswer, Produce, ProduceHead,
+    Request, Start, Subscribe, SubscribeAnswer, Unsubscribe,
+};
+use std::rc::Rc;
+
+/// Whether a request of this kind is answered. Credit is not, unless it is wrong.
+pub fn is_answered(kind: u8) -> bool {
+    kind != Kind::Credit as u8
+}
+
+/// The shard that a subscription's frame is for.
+pub fn subscription_shard(frame: &Frame<'_>) -> Option<ShardId> {
+    let id = match Kind::from_number(frame.head.kind)? {
+        Kind::Credit => Credit::decode(frame.header).ok()?.subscription,
+        Kind::Ack => Ack::decode(frame.header).ok()?.subscription,
+        Kind::Unsubscribe => Unsubscribe::decode(frame.header).ok()?.subscription,
+        _ => return None,
+    };
+    Some(subscriptions::from_wire(id).0)
+}
+
+/// Handles a request at this shard.
+pub fn handle(
+    executor: &Rc<Executor>,
+    shard: &Rc<Shard>,
+    asker: Asker,
+    frame: &Frame<'_>,
+    received_at: Nanos,
+) -> Result<(), Wait> {
+    let correlation = frame.head.correlation;
+    if frame.head.kind == Kind::Produce as u8 {
+        // The one on every message's path, before all others.
+        return match ProduceHead::decode(frame.header) {
+            Ok(head) => {
+                let batch = Produce { head, payload: frame.body };
+                produce::produce(executor, shard, asker, correlation, &batch, received_at)
+            }
+            Err(error) => undecodable(executor, asker, correlation, frame.head.kind, &error),
+        };
+    }
+    let request = match Request::decode(frame) {
+        Ok(request) => request,
+        Err(error) => return undecodable(executor, asker, correlation, frame.head.kind, &error),
+    };
+    let answer = |answer: &Answer<'_>| executor.answer(asker, |out| answer.encode(correlation, out));
+    match request {
+        Request::Hello(_) => executor.refuse(asker, correlation, ErrorCode::HelloExpected),
+        Request::Ping => answer(&Answer::Ping),
+        Request::Metadata(asked) => return listings::metadata(executor, shard, asker, correlation, &asked),
+        Request::ListTopics(asked) => listings::list(executor, shard, asker, correlation, &asked),
+        Request::DescribeTopic(asked) => listings::describe(executor, shard, asker, correlation, &asked),
+        Request::CreateTopic(asked) => {
+            let wanted = ChangeWanted::Create { name: asked.name.to_owned(), queues: asked.queues };
+            catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
+        }
+        Request::AlterTopic(asked) => {
+            let wanted = ChangeWanted::Alter { name: asked.name.to_owned(), queues: asked.queues };
+            catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
+        }
+        Request::DeleteTopic(asked) => {
+            let wanted = ChangeWanted::Delete { name: asked.name.to_owned(), id: asked.id };
+            catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
+        }
+        Request::Subscribe(asked) => return subscribe(executor, shard, asker, correlation, &asked),
+        Request::Unsubscribe(asked) => unsubscribe(executor, shard, asker, correlation, &asked),
+        Request::Credit(given) => credit(executor, shard, asker, correlation, &given),
+        Request::Ack(given) => ack(executor, shard, asker, correlation, &given),
+        Request::Fetch(asked) => return fetch(executor, shard, asker, correlation, &asked),
+        Request::LookUp(asked) => return look_up(executor, shard, asker, correlation, &asked),
+        Request::Stats(what) => reports::answer(executor, asker, correlation, what),
+        Request::Produce(_) => unreachable!("handled above"),
+    }
+    Ok(())
+}
+
+/// A frame that is no request: an error where the next frame can still be found, the connection's end where it cannot.
+fn undecodable(
+    executor: &Executor,
+    asker: Asker,
+    correlation: Correlation,
+    kind: u8,
+    error: &DecodeError,
+) -> Result<(), Wait> {
+    let answer = ErrorAnswer::new(error.code());
+    if is_answered(kind) {
+        executor.refuse_with(asker, correlation, &answer);
+    } else {
+        executor.push(asker, |out| answer.encode(correlation, out));
+    }
+    if error.is_fatal() && matches!(asker, Asker::Here(_)) { Err(Wait::End) } else { Ok(()) }
+}
+
+/// Answers what the engine refused, or says what the request waits for.
+pub fn refuse(
+    executor: &Executor,
+    shard: &Shard,
+    asker: Asker,
+    correlation: Correlation,
+    topic: TopicId,
+    refusal: &Refusal,
+) -> Result<(), Wait> {
+    match *refusal {
+        Refusal::AskHome { otherwise } => Err(Wait::Topic { shard: shard.id, topic, otherwise }),
+        Refusal::WrongShard(owner) if matches!(asker, Asker::Here(_)) => Err(Wait::Elsewhere(owner)),
+        _ => {
+            executor.refuse_refused(asker, correlation, refusal);
+            Ok(())
+        }
+    }
+}
+
+fn subscribe(
+    executor: &Rc<Executor>,
+    shard: &Shard,
+    asker: Asker,
+    correlation: Correlation,
+    asked: &Subscribe,
+) -> Result<(), Wait> {
+    let Some(peer) = proxy::peer_of(executor, asker) else { return Ok(()) };
+    let Some(outlet) = executor.peers.get(peer) else { return Ok(()) };
+    if outlet.outlet().subscriptions.get() >= SUBSCRIPTIONS_PER_CONNECTION {
+        executor.refuse(asker, correlation, ErrorCode::LimitReached);
+        return Ok(());
+    }
+    let credit = EngineCredit { messages: u64::from(asked.credit_messages), bytes: asked.credit_bytes };
+    let began = {
+        let mut core = shard.core.borrow_mut();
+        core.engine.subscribe(ReaderOwner(peer.0), asked.topic, asked.queue, asked.start, credit)
+    };
+    match began {
+        Ok((id, place)) => {
+            outlet.outlet().subscriptions.set(outlet.outlet().subscriptions.get() + 1);
+            let answer = SubscribeAnswer {
+                subscription: subscriptions::on_wire(shard.id, id),
+                epoch: place.epoch,
+                start: place.offset,
+                end: place.visible_end,
+            };
+            executor.answer(asker, |out| answer.encode(correlation, out));
+            shard.hand_out_now(executor);
+            Ok(())
+        }
+        Err(refusal) => refuse(executor, shard, asker, correlation, asked.topic, &refusal),
+    }
+}
+
+fn unsubscribe(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, asked: &Unsubscribe) {
+    let (_, id) = subscriptions::from_wire(asked.subscription);
+    let peer = proxy::known_peer_of(executor, asker);
+    let ended = peer.ok_or(Refusal::UnknownSubscription).and_then(|peer| {
+        shard.core.borrow_mut().engine.unsubscribe(ReaderOwner(peer.0), id)?;
+        if let Some(peer) = executor.peers.get(peer) {
+            peer.outlet().forget(shard.id, id);
+        }
+        Ok(())
+    });
+    match ended {
+        Ok(()) => executor.answer(asker, |out| asked.encode_answer(correlation, out)),
+        Err(refusal) => executor.refuse_refused(asker, correlation, &refusal),
+    }
+}
+
+fn credit(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, given: &Credit) {
+    let (_, id) = subscriptions::from_wire(given.subscription);
+    let credit = EngineCredit { messages: u64::from(given.messages), bytes: given.bytes };
+    let peer = proxy::known_peer_of(executor, asker);
+    let taken = peer
+        .ok_or(Refusal::UnknownSubscription)
+        .and_then(|peer| shard.core.borrow_mut().engine.credit(ReaderOwner(peer.0), id, credit));
+    match taken {
+        Ok(()) => shard.hand_out_now(executor),
+        Err(refusal) => executor.push(asker, |out| answers::refusal(&refusal, correlation, out)),
+    }
+}
+
+fn ack(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, given: &Ack) {
+    let (_, id) = subscriptions::from_wire(given.subscription);
+    let peer = proxy::known_peer_of(executor, asker);
+    let checked = peer
+        .ok_or(Refusal::UnknownSubscription)
+        .and_then(|peer| shard.core.borrow().engine.check_read(ReaderOwner(peer.0), id, given.epoch, given.offset));
+    match checked {
+        Ok(()) => {
+            let answer = AckAnswer { subscription: given.subscription, offset: given.offset };
+            executor.answer(asker, |out| answer.encode(correlation, out));
+        }
+        Err(refusal) => executor.refuse_refused(asker, correlation, &refusal),
+    }
+}
+
+fn fetch(
+    executor: &Rc<Executor>,
+    shard: &Shard,
+    asker: Asker,
+    correlation: Correlation,
+    asked: &Fetch,
+) -> Result<(), Wait> {
+    let Some(peer) = proxy::peer_of(executor, asker) else { return Ok(()) };
+    let limits = FetchLimits {
+        messages: u64::from(asked.max_messages),
+        bytes: u64::from(asked.max_bytes).min(FETCH_BYTES),
+        batches: FETCH_BATCHES_MAX as usize,
+    };
+    let mut batches = Vec::new();
+    let start = Start::Offset { epoch: asked.epoch, offset: asked.offset };
+    let found = shard.core.borrow().engine.fetch(asked.topic, asked.queue, start, limits, &mut batches);
+    match found {
+        Ok(place) => {
+            let fetch = HeldFetch {
+                shard: shard.id,
+                asker,
+                correlation,
+                end: place.visible_end,
+                batches,
+                next: 0,
+                body: FetchBody::default(),
+            };
+            if let Some(peer) = executor.peers.get(peer) {
+                peer.outlet().hold(Held::Fetch(Box::new(fetch)));
+            }
+            Ok(())
+        }
+        Err(refusal) => refuse(executor, shard, asker, correlation, asked.topic, &refusal),
+    }
+}
+
+fn look_up(
+    executor: &Executor,
+    shard: &Shard,
+    asker: Asker,
+    correlation: Correlation,
+    asked: &LookUp,
+) -> Result<(), Wait> {
+    let found = shard.core.borrow().engine.look_up(asked.topic, asked.queue, asked.start);
+    match found {
+        Ok(place) => {
+            let answer =
+                LookUpAnswer { offset: place.offset, epoch: place.epoch, start: place.first, end: place.visible_end };
+            executor.answer(asker, |out| answer.encode(correlation, out));
+            Ok(())
+        }
+        Err(refusal) => refuse(executor, shard, asker, correlation, asked.topic, &refusal),
+    }
+}

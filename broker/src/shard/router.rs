@@ -1,0 +1,156 @@
+//! Which shard a request is for, and the way there: a call where the shard lives on this executor, the mesh where it does not.
+//!
+//! A request goes first to the shard that its connection named; the shard's copy of the catalogue knows whose it is. What cannot
+//! be done at once is a [`Wait`]: it tells the reader what to wait for before the frame is tried again, so that nothing is
+//! queued here and a socket whose requests must wait is not read.
+
+use crate::engine::HOME;
+use crate::limits::{ROOM_WITHIN, STEP};
+use crate::shard::executor::Executor;
+use crate::shard::mesh_messages::Request;
+use crate::shard::peers::PeerId;
+use crate::shard::{answers, catalogue, large, requests};
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::frame::{self, Frame, Kind, Sender};
+use peregrine_protocol::ids::{Nanos, ShardId, TopicId};
+use std::rc::Rc;
+
+/// Who asked, and so where the answer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A connection of this executor.
+    Here(PeerId),
+    /// A connection of another executor; its request came to `shard` over the mesh.
+    There { executor: u16, connection: PeerId, shard: ShardId },
+}
+
+/// What a frame waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Room in this shard's ring.
+    Room(ShardId),
+    /// Nothing: it is another shard's.
+    Elsewhere(ShardId),
+    /// Several turns: its payload is checked and copied in steps.
+    Large(ShardId),
+    /// What shard 0 says about a topic; without news the request is answered with `otherwise`.
+    Topic { shard: ShardId, topic: TopicId, otherwise: ErrorCode },
+    /// Credit for requests to this shard.
+    Credit(ShardId),
+    /// The connection belongs to this shard's executor.
+    HandOver(ShardId),
+    /// Nothing: the connection ends.
+    End,
+}
+
+/// Handles a frame, or says what it waits for. A frame that was handled is answered, sooner or later, exactly once.
+pub fn route(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, received_at: Nanos) -> Result<(), Wait> {
+    let shard = match Kind::from_number(frame.head.kind) {
+        Some(Kind::CreateTopic | Kind::AlterTopic | Kind::DeleteTopic) => HOME,
+        Some(Kind::Credit | Kind::Ack | Kind::Unsubscribe) => match requests::subscription_shard(frame) {
+            Some(shard) if shard.0 < executor.layout.shards => shard,
+            _ => executor.shard_of_asker(asker),
+        },
+        _ => executor.shard_of_asker(asker),
+    };
+    match route_to(executor, shard, asker, frame, received_at) {
+        Err(Wait::Elsewhere(owner)) => route_to(executor, owner, asker, frame, received_at),
+        routed => routed,
+    }
+}
+
+/// Handles a frame at a shard.
+fn route_to(
+    executor: &Rc<Executor>,
+    shard: ShardId,
+    asker: Asker,
+    frame: &Frame<'_>,
+    received_at: Nanos,
+) -> Result<(), Wait> {
+    if let Some(shard) = executor.shard(shard) {
+        return requests::handle(executor, &shard, asker, frame, received_at);
+    }
+    let Asker::Here(connection) = asker else {
+        // It came over the mesh to the shard that its origin took for the owner, and is not sent on a second time.
+        executor.refuse_with(asker, frame.head.correlation, &answers::wrong_shard(shard));
+        return Ok(());
+    };
+    if !executor.credit(shard).take() {
+        return Err(Wait::Credit(shard));
+    }
+    forward(executor, shard, connection, frame, received_at);
+    Ok(())
+}
+
+/// Sends a frame over the mesh; credit for it was taken.
+fn forward(executor: &Executor, shard: ShardId, connection: PeerId, frame: &Frame<'_>, received_at: Nanos) {
+    let mut bytes = Vec::with_capacity(frame.len());
+    let kind = Kind::from_number(frame.head.kind).unwrap_or(Kind::Error);
+    frame::encode(kind, Sender::Client, frame.head.correlation, frame.header, frame.body, &mut bytes);
+    if let Some(asking) = executor.peers.connection(connection) {
+        executor.note_proxied(&asking, shard);
+    }
+    let frame = bytes.into_boxed_slice();
+    executor.counters.forwarded.set(executor.counters.forwarded.get() + 1);
+    executor.mesh().request(
+        executor.layout.executor_of(shard),
+        Request::Forward { shard, executor: executor.index as u16, connection, received_at, frame },
+    );
+}
+
+/// What waiting came to.
+pub enum Waited {
+    /// The frame is handled.
+    Handled,
+    /// It is to be tried again.
+    Again,
+    /// It has to wait for something else.
+    Then(Wait),
+}
+
+/// Waits for what a frame needs and, where it is one that takes several turns, handles it.
+pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, received_at: Nanos, wait: Wait) -> Waited {
+    let correlation = frame.head.correlation;
+    match wait {
+        Wait::Room(shard) => {
+            let Some(shard) = executor.shard(shard) else { return Waited::Again };
+            if shard.room(received_at + Nanos::from(ROOM_WITHIN).0).await {
+                return Waited::Again;
+            }
+            shard.counters.busy.set(shard.counters.busy.get() + 1);
+            executor.refuse_with(asker, correlation, &answers::busy());
+            Waited::Handled
+        }
+        Wait::Large(shard) => {
+            let Some(shard) = executor.shard(shard) else { return Waited::Again };
+            match large::produce(executor, &shard, asker, frame, received_at).await {
+                Ok(()) => Waited::Handled,
+                Err(wait) => Waited::Then(wait),
+            }
+        }
+        Wait::Topic { shard, topic, otherwise } => {
+            // A request that shard 0 knows nothing new about is answered; else it is decided with the news.
+            if catalogue::ask_home(executor, shard, topic).await {
+                return Waited::Again;
+            }
+            executor.refuse(asker, correlation, otherwise);
+            Waited::Handled
+        }
+        Wait::Credit(shard) => {
+            executor.credit(shard).taken().await;
+            let Asker::Here(connection) = asker else { unreachable!("only connections forward") };
+            forward(executor, shard, connection, frame, received_at);
+            Waited::Handled
+        }
+        Wait::Elsewhere(shard) => match route_to(executor, shard, asker, frame, received_at) {
+            Ok(()) => Waited::Handled,
+            Err(wait) => Waited::Then(wait),
+        },
+        Wait::HandOver(_) | Wait::End => unreachable!("the reader sees to these itself"),
+    }
+}
+
+/// Whether a payload of so many bytes is handled in steps.
+pub fn is_large(payload: usize) -> bool {
+    payload > STEP
+}

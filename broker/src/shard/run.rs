@@ -1,0 +1,296 @@
+//! A broker's shards from start to stop: executors are started, shards recover in order, requests are served until a stop is
+//! asked for, and then everything acknowledged is flushed.
+
+use crate::control::checks::ring_file;
+use crate::control::settings::{Identity, Ready, Settings, TestFault, WithoutTmpfs};
+use crate::engine::{Engine, EngineOptions, HOME, MemoryLevel};
+use crate::limits::BACKGROUND_SHARES;
+use crate::log::disk::tmpfs::TmpfsRings;
+use crate::log::disk::uring::UringDisk;
+use crate::log::fault::{Faults, RecoveryStep};
+use crate::log::{BootId, CloseError, Directory, FlushOptions, Log, LogOptions, Replay, StartError, StartReport};
+use crate::shard::event::Event;
+use crate::shard::executor::{Executor, Facts, Layout};
+use crate::shard::mesh::Ends;
+use crate::shard::mesh_messages::{Request, Return};
+use crate::shard::runtime::{self, ExecutorOptions};
+use crate::shard::startup::Startup;
+use crate::shard::state::Shard;
+use crate::shard::stop;
+use crate::shard::watchdog::Watchdog;
+use crate::shard::{flusher, forwarding, listener, mesh, sweeper};
+use glommio::{Latency, Shares};
+use peregrine_protocol::entry::EntryHeader;
+use peregrine_protocol::ids::ShardId;
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Why the shards did not start, or did not stop cleanly; each a sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Close(#[from] CloseError),
+    #[error(
+        "cannot start an executor: {0}; see that io_uring is allowed and the limit of locked memory is not too low"
+    )]
+    Executor(io::Error),
+    #[error("cannot {doing} {path}: {source}")]
+    File { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("shard {0} could not be flushed in time: what is acknowledged at memory stands in its staging ring")]
+    Unflushed(ShardId),
+    /// Another failure came first.
+    #[error("the start was given up")]
+    Aborted,
+}
+
+/// What one executor takes with it to its thread.
+struct Task {
+    index: usize,
+    layout: Layout,
+    settings: Settings,
+    identity: Identity,
+    ends: Ends<Request, Return>,
+    /// On the executor that accepts.
+    listener: Option<TcpListener>,
+    startup: Arc<Startup>,
+    watchdog: Arc<Watchdog>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Serves until `stop` is set. `ready` is called once, when every shard serves.
+pub fn run(
+    settings: &Settings,
+    identity: &Identity,
+    listener: TcpListener,
+    stop: &Arc<AtomicBool>,
+    ready: impl FnOnce(Ready),
+) -> Result<(), RunError> {
+    let cores = runtime::cores().map_err(RunError::Executor)?;
+    let executors = cores.len().min(usize::from(settings.shards)).max(1);
+    let layout = Layout { shards: settings.shards, executors };
+    for shard in 0..settings.shards {
+        make_directory(&settings.data, ShardId(shard))?;
+    }
+    let shards_each = usize::from(settings.shards).div_ceil(executors);
+    let watchdog = Watchdog::start(executors).map_err(RunError::Executor)?;
+    let startup = Arc::new(Startup::new(settings.shards, executors));
+    let mut listener = Some(listener);
+    for (index, ends) in mesh::full(executors, shards_each).into_iter().enumerate() {
+        let options = ExecutorOptions {
+            index,
+            core: cores[index],
+            spin: settings.idle.spin(settings.adaptive_spin),
+            io_memory: runtime::io_memory(shards_each, executors, runtime::lockable_memory()),
+        };
+        let task = Task {
+            index,
+            layout,
+            settings: settings.clone(),
+            identity: *identity,
+            ends,
+            listener: if index == layout.executor_of(HOME) { listener.take() } else { None },
+            startup: startup.clone(),
+            watchdog: watchdog.clone(),
+            stop: stop.clone(),
+        };
+        // Executors end with the process: what their tasks hold (sockets, files) must not be dropped while the kernel uses it.
+        let started = runtime::start(&options, move || async move {
+            serve(task).await;
+            std::future::pending::<()>().await;
+        });
+        std::mem::forget(started.map_err(RunError::Executor)?);
+    }
+    let messages_from_ring = startup.wait_recovered().inspect_err(|_| watchdog.end())?;
+    ready(Ready { messages_from_ring });
+    let mut failures = startup.wait_ended();
+    watchdog.end();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    for failure in failures.drain(1..) {
+        tracing::error!("{failure}");
+    }
+    failures.pop().map_or(Ok(()), Err)
+}
+
+/// One executor, from start to stop. What goes wrong is told through the start-up.
+async fn serve(task: Task) {
+    let startup = task.startup.clone();
+    let Ok(background) = try_background() else { return startup.failed(RunError::Aborted) };
+    let facts = Facts {
+        directory: task.identity.id,
+        message_max: task.settings.message_max,
+        frame_max: task.settings.frame_max,
+    };
+    let executor = Executor::new(task.index, task.layout, facts, background);
+    let (mesh, incoming) = task.ends.connect().await;
+    executor.install_mesh(mesh);
+    let stopping = Rc::new(Event::default());
+    {
+        let (executor, stopping) = (executor.clone(), stopping.clone());
+        let (watchdog, stop) = (task.watchdog.clone(), task.stop.clone());
+        glommio::spawn_local(async move {
+            sweeper::run(&executor, &watchdog, &stop, &stopping).await;
+        })
+        .detach();
+    }
+    for shard in task.layout.shards_of(task.index) {
+        if let Err(error) = recover(&executor, &task.settings, &task.identity, &startup, shard).await {
+            return startup.failed(error);
+        }
+    }
+    let Some(highest) = startup.all_recovered().await else { return };
+    if let Some(home) = executor.shard(HOME) {
+        home.core.borrow_mut().engine.raise_topic_id(highest);
+    }
+    forwarding::start(&executor, incoming);
+    for shard in executor.local_shards() {
+        glommio::spawn_local(flusher::run(executor.clone(), shard)).detach();
+    }
+    match task.listener {
+        Some(listener) => listener::accept(listener, &stopping, |stream| executor.serve(stream)).await,
+        None => stopping.wait().await,
+    }
+    stop::stop(&executor, &startup).await;
+    startup.ended();
+}
+
+fn try_background() -> Result<glommio::TaskQueueHandle, ()> {
+    Ok(glommio::executor().create_task_queue(Shares::Static(BACKGROUND_SHARES), Latency::NotImportant, "background"))
+}
+
+/// Recovers a shard and installs it.
+async fn recover(
+    executor: &Rc<Executor>,
+    settings: &Settings,
+    identity: &Identity,
+    startup: &Startup,
+    id: ShardId,
+) -> Result<(), RunError> {
+    let memory_level = match (&settings.ring_directory, settings.without_tmpfs) {
+        (Some(_), _) => MemoryLevel::Kept,
+        (None, WithoutTmpfs::Raise) => MemoryLevel::Raised,
+        (None, WithoutTmpfs::Refuse) => MemoryLevel::Refused,
+    };
+    let mut engine = Engine::new(EngineOptions { shard: id, shards: settings.shards, memory_level });
+    if id != HOME {
+        engine.install_catalogue(startup.catalogue().await.ok_or(RunError::Aborted)?);
+    }
+    let disk = UringDisk::new(shard_directory(&settings.data, id));
+    let options = log_options(settings, identity, id)?;
+    let mut replaying = Replaying(&mut engine);
+    let (log, report) = Log::start(disk, TmpfsRings, options, &mut replaying).await?;
+    engine.recovered(log.published());
+    tell(id, &report);
+    if id == HOME {
+        startup.give_catalogue(engine.catalogue_snapshot());
+    }
+    let highest = engine.highest_topic_id();
+    executor.install_shard(Shard::new(id, engine, log, settings.message_max));
+    startup.recovered(highest, report.messages_from_ring);
+    Ok(())
+}
+
+fn tell(shard: ShardId, report: &StartReport) {
+    tracing::info!(
+        shard = shard.0,
+        epoch = report.epoch.0,
+        cut = report.cut.0,
+        start = report.start.0,
+        ring = ?report.ring,
+        messages_from_ring = report.messages_from_ring,
+        "the shard's log is recovered"
+    );
+    for damaged in &report.accepted {
+        tracing::warn!(shard = shard.0, ?damaged, "damage was accepted");
+    }
+}
+
+fn log_options(settings: &Settings, identity: &Identity, id: ShardId) -> Result<LogOptions, RunError> {
+    let ring = settings.ring_directory.as_ref().map(|directory| ring_file(directory, identity.id, id));
+    let ring = match ring.map(|path| path.into_os_string().into_string()).transpose() {
+        Ok(ring) => ring,
+        Err(path) => {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "the path of a staging ring must be UTF-8");
+            return Err(RunError::File { doing: "use", path: path.into(), source });
+        }
+    };
+    let directory =
+        Directory { id: identity.id, secret: identity.secret, device: identity.device, inode: identity.inode };
+    let flush = &settings.flush;
+    Ok(LogOptions {
+        ring_bytes: settings.ring_bytes,
+        segment_bytes: settings.segment_bytes,
+        largest_entry: settings.largest_entry,
+        flush: FlushOptions {
+            depth: flush.depth,
+            age: flush.age,
+            memory_wait: flush.memory_wait,
+            memory_bytes: flush.memory_bytes,
+            flush_bytes: flush.max_bytes,
+        },
+        accept_loss: settings.accept_loss,
+        discard_ring: settings.discard_ring(id),
+        faults: faults(&settings.test_faults),
+        ..LogOptions::new(id, directory, BootId(identity.boot), ring)
+    })
+}
+
+fn faults(wanted: &[TestFault]) -> Faults {
+    let faults = Faults::default();
+    for fault in wanted {
+        match *fault {
+            TestFault::HoldFlushes => faults.hold_flushes(true),
+            TestFault::HoldWrite(n) => faults.hold_write(Some(n)),
+            TestFault::FailWrite(n) => faults.fail_write(Some(n)),
+            TestFault::KillAfterStep(n) => faults.after_step(move |step: RecoveryStep| {
+                if step as u8 == n {
+                    kill_this_process();
+                }
+            }),
+        }
+    }
+    faults
+}
+
+/// As by kill -9: nothing is flushed, nothing is dropped.
+fn kill_this_process() {
+    // SAFETY: a system call without memory, to this process itself.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+}
+
+/// The directory of a shard's log.
+fn shard_directory(data: &Path, shard: ShardId) -> PathBuf {
+    data.join(format!("shard-{:04}", shard.0))
+}
+
+fn make_directory(data: &Path, shard: ShardId) -> Result<(), RunError> {
+    let path = shard_directory(data, shard);
+    let failed = |doing, path: &Path, source| RunError::File { doing, path: path.to_owned(), source };
+    match std::fs::create_dir(&path) {
+        Ok(()) => File::open(data).and_then(|data| data.sync_all()).map_err(|source| failed("sync", data, source)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(source) => Err(failed("make the directory", &path, source)),
+    }
+}
+
+/// Hands the log's entries to the engine.
+struct Replaying<'a>(&'a mut Engine);
+
+impl Replay for Replaying<'_> {
+    fn entry(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), String> {
+        self.0.apply(header, payload).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn lost(&mut self, _extent: crate::log::damage::Extent) {
+        self.0.accept_hole();
+    }
+}

@@ -1,0 +1,374 @@
+//! A shard while it runs: its engine, its log, and who waits for them, in one cell that no borrow leaves.
+//!
+//! ```text
+//!   produce ─► decide ─► append ─► apply ─► wait for the level ─┐
+//!                                                 progress() ◄──┤ once per turn, by the shard's own task
+//!   flush completed ─► log.complete ─────────────────────────── ┘     releases answers, hands out deliveries
+//! ```
+//!
+//! All changes are made by short calls that end before anything is awaited, so that what one call sees another has finished.
+
+use crate::engine::{Acknowledgements, BatchPlace, Delivery, Engine, ReaderOwner, TopicState};
+use crate::limits::ACKNOWLEDGEMENTS_PER_SHARD;
+use crate::log::disk::tmpfs::TmpfsRings;
+use crate::log::disk::uring::UringDisk;
+use crate::log::{Log, LogTask};
+use crate::shard::catalogue::{ChangeAsked, Home};
+use crate::shard::clock;
+use crate::shard::connection::Mark;
+use crate::shard::connection::outbox::LogBytes;
+use crate::shard::connection::outlet::{ColdBlock, Held};
+use crate::shard::event::Event;
+use crate::shard::executor::Executor;
+use crate::shard::open_log::OpenLog;
+use crate::shard::peers::{Peer, PeerId};
+use crate::shard::router::Asker;
+use crate::shard::stages::{Stage, Stages};
+use crate::shard::{answers, catalogue};
+use peregrine_protocol::entry::{Entry, EntryHeader, EntrySeal};
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, ShardId, SubscriptionId, TopicId};
+use peregrine_protocol::limits::ENTRY_HEADER_LEN;
+use peregrine_protocol::message::ProduceAnswer;
+use std::cell::{Cell, Ref, RefCell};
+use std::future::poll_fn;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// The log of production.
+pub type ShardLog = Log<UringDisk, TmpfsRings>;
+/// A task of it.
+pub type ShardTask = LogTask<UringDisk>;
+
+/// Whoever waits for the log to reach a position at a level.
+pub enum Waiting {
+    Batch {
+        asker: Asker,
+        correlation: Correlation,
+        answer: ProduceAnswer,
+        received_at: Nanos,
+        appended_at: Nanos,
+    },
+    /// A catalogue change whose entry this is.
+    Change(ChangeAsked),
+    /// A catalogue change that could not be decided while another was on its way.
+    ChangeAgain(ChangeAsked),
+}
+
+/// What the calls on a shard change.
+pub struct Core {
+    pub engine: Engine,
+    pub log: OpenLog,
+    pub waiting: Acknowledgements<Waiting>,
+    pub stages: Stages,
+    pub home: Home,
+}
+
+/// Counts of one shard.
+#[derive(Debug, Default)]
+pub struct ShardCounters {
+    pub produced_batches: Cell<u64>,
+    pub produced_records: Cell<u64>,
+    pub duplicates: Cell<u64>,
+    pub delivered_batches: Cell<u64>,
+    pub busy: Cell<u64>,
+    pub corrupt: Cell<u64>,
+}
+
+/// One shard.
+pub struct Shard {
+    pub id: ShardId,
+    pub seal: EntrySeal,
+    pub message_max: u32,
+    pub counters: ShardCounters,
+    pub core: RefCell<Core>,
+    /// Raised when its task has something to do.
+    pub work: Event,
+    /// Log tasks that run.
+    pub in_flight: Cell<usize>,
+    /// The log was closed: its task ends.
+    pub closed: Cell<bool>,
+    poison_told: Cell<bool>,
+    /// Counts the times that room may have come.
+    room_seen: Cell<u64>,
+    room_waiters: RefCell<Vec<Waker>>,
+}
+
+/// A look at the bytes of a shard's ring, for as long as nothing else happens.
+pub struct RingView<'a>(Ref<'a, Core>);
+
+impl RingView<'_> {
+    /// The bytes at `position`, if they still stand there.
+    pub fn get(&self, position: LogPosition, len: usize) -> Option<&[u8]> {
+        self.0.log.get()?.read_ring(position, len)
+    }
+}
+
+impl Shard {
+    pub fn new(id: ShardId, engine: Engine, log: ShardLog, message_max: u32) -> Rc<Self> {
+        let seal = log.seal();
+        let core = Core {
+            engine,
+            log: OpenLog::new(log),
+            waiting: Acknowledgements::default(),
+            stages: Stages::default(),
+            home: Home::default(),
+        };
+        Rc::new(Shard {
+            id,
+            seal,
+            message_max,
+            counters: ShardCounters::default(),
+            core: RefCell::new(core),
+            work: Event::default(),
+            in_flight: Cell::new(0),
+            closed: Cell::new(false),
+            poison_told: Cell::new(false),
+            room_seen: Cell::new(0),
+            room_waiters: RefCell::default(),
+        })
+    }
+
+    // Reading the log.
+
+    pub fn ring(&self) -> RingView<'_> {
+        RingView(self.core.borrow())
+    }
+
+    /// The header of a batch, from the ring or from a block that was read; else what has to be read.
+    pub fn header_of(&self, batch: &BatchPlace, cold: Option<&ColdBlock>) -> Result<EntryHeader, LogBytes> {
+        self.with_bytes(batch, ENTRY_HEADER_LEN, cold, |header, _| header)
+    }
+
+    /// Lends out a batch's header and payload; else what has to be read.
+    pub fn with_entry(
+        &self,
+        batch: &BatchPlace,
+        cold: Option<&ColdBlock>,
+        use_it: impl FnOnce(&EntryHeader, &[u8]),
+    ) -> Result<(), LogBytes> {
+        let len = ENTRY_HEADER_LEN + batch.length as usize;
+        self.with_bytes(batch, len, cold, |header, payload| use_it(&header, payload))
+    }
+
+    fn with_bytes<R>(
+        &self,
+        batch: &BatchPlace,
+        len: usize,
+        cold: Option<&ColdBlock>,
+        use_it: impl FnOnce(EntryHeader, &[u8]) -> R,
+    ) -> Result<R, LogBytes> {
+        let missing =
+            LogBytes { shard: self.id, position: batch.position, len: ENTRY_HEADER_LEN + batch.length as usize };
+        let core = self.core.borrow();
+        let in_ring = core.log.get().and_then(|log| log.read_ring(batch.position, len));
+        let in_block = || cold?.get(self.id, batch.position, len).filter(|bytes| bytes.len() == len);
+        let bytes = in_ring.or_else(in_block).ok_or(missing)?;
+        let (header, payload) = bytes.split_at(ENTRY_HEADER_LEN);
+        match Entry::decode(header, self.seal) {
+            Ok(Entry::Full(header)) => Ok(use_it(header, payload)),
+            // A block whose bytes are wrong is read once more.
+            _ => Err(missing),
+        }
+    }
+
+    /// Reads durable bytes: up to `wish`, at least `need`.
+    pub fn read_disk(
+        &self,
+        position: LogPosition,
+        need: usize,
+        wish: usize,
+    ) -> impl Future<Output = Result<Box<dyn Deref<Target = [u8]>>, crate::log::ReadError>> + use<> {
+        let (reader, durable) = {
+            let core = self.core.borrow();
+            (core.log.reader(), core.log.durable())
+        };
+        let wish = wish.min((durable.0.saturating_sub(position.0)) as usize).max(need);
+        async move {
+            // A wish may reach beyond its segment; what is needed does not.
+            if wish > need
+                && let Ok(bytes) = reader.clone().read(position, wish).await
+            {
+                return Ok(Box::new(bytes) as Box<dyn Deref<Target = [u8]>>);
+            }
+            reader.read(position, need).await.map(|bytes| Box::new(bytes) as Box<dyn Deref<Target = [u8]>>)
+        }
+    }
+
+    // Progress.
+
+    /// Tells the engine how far the log is, answers who waited for that, and hands out what became visible.
+    pub fn progress(self: &Rc<Self>, executor: &Rc<Executor>) {
+        let now = clock::monotonic();
+        let mut effects = Vec::new();
+        let mut changes = Vec::new();
+        let mut again = Vec::new();
+        {
+            let core = &mut *self.core.borrow_mut();
+            let (published, durable) = (core.log.published(), core.log.durable());
+            core.engine.on_published(published);
+            core.engine.on_durable(durable);
+            while let Some(waiting) = core.waiting.next_released(published, durable) {
+                match waiting {
+                    Waiting::Batch { asker, correlation, answer, received_at, appended_at } => {
+                        core.stages.record(Stage::Flush, appended_at, now, 1);
+                        self.acknowledge(executor, asker, correlation, &answer, received_at, now);
+                    }
+                    Waiting::Change(asked) => changes.push(asked),
+                    Waiting::ChangeAgain(asked) => again.push(asked),
+                }
+            }
+            while let Some(state) = core.engine.next_catalogue_effect() {
+                effects.push(state);
+            }
+            if core.log.is_poisoned() {
+                self.tell_poison(executor, core);
+            }
+            self.hand_out(executor, &mut core.engine, now);
+        }
+        if !effects.is_empty() || !changes.is_empty() {
+            catalogue::took_effect(executor, self, effects, changes);
+        }
+        for asked in again {
+            catalogue::ask(executor, self, asked);
+        }
+    }
+
+    fn acknowledge(
+        &self,
+        executor: &Executor,
+        asker: Asker,
+        correlation: Correlation,
+        answer: &ProduceAnswer,
+        received_at: Nanos,
+        now: Nanos,
+    ) {
+        executor.answer(asker, |out| answer.encode(correlation, out));
+        if let Asker::Here(peer) = asker
+            && let Some(connection) = executor.peers.connection(peer)
+        {
+            connection.mark(Mark { shard: self.id, stage: Stage::Acknowledge, since: now });
+            connection.mark(Mark { shard: self.id, stage: Stage::Whole, since: received_at });
+        }
+    }
+
+    fn tell_poison(&self, executor: &Executor, core: &mut Core) {
+        core.engine.on_poisoned();
+        for waiting in core.waiting.drain() {
+            let (asker, correlation) = match waiting {
+                Waiting::Batch { asker, correlation, .. } => (asker, correlation),
+                Waiting::Change(asked) | Waiting::ChangeAgain(asked) => (asked.asker, asked.correlation),
+            };
+            executor.refuse(asker, correlation, ErrorCode::Poisoned);
+        }
+        if !self.poison_told.replace(true) {
+            let reason = core.log.poison_reason().unwrap_or_default();
+            let messages = core.log.messages_only_in_ring();
+            tracing::error!(
+                shard = self.id.0,
+                reason,
+                messages,
+                "the shard's log is poisoned: it acknowledges nothing until the broker is started again"
+            );
+        }
+    }
+
+    /// Hands batches to those whose turn it is.
+    fn hand_out(&self, executor: &Executor, engine: &mut Engine, now: Nanos) {
+        while let Some(delivery) = engine.next_delivery() {
+            let (ReaderOwner(owner), subscription) = match delivery {
+                Delivery::Batch { owner, subscription, .. } | Delivery::Ended { owner, subscription } => {
+                    (owner, subscription)
+                }
+            };
+            let Some(peer) = executor.peers.get(PeerId(owner)) else { continue };
+            match (delivery, peer) {
+                (Delivery::Batch { batch, .. }, peer) => {
+                    self.counters.delivered_batches.set(self.counters.delivered_batches.get() + 1);
+                    let held = Held::Delivery { shard: self.id, subscription, batch, visible_at: now };
+                    peer.outlet().hold(held);
+                }
+                (Delivery::Ended { .. }, Peer::Connection(connection)) => {
+                    connection.send(|out| answers::ended(out, self.id, subscription));
+                }
+                (Delivery::Ended { .. }, Peer::Proxy(proxy)) => {
+                    let mut frame = Vec::new();
+                    answers::ended(&mut frame, self.id, subscription);
+                    executor.push_there(proxy.executor, proxy.connection, frame, false);
+                }
+            }
+        }
+    }
+
+    /// A batch is on its way to its reader.
+    pub fn delivered(&self, executor: &Executor, subscription: SubscriptionId) {
+        let core = &mut *self.core.borrow_mut();
+        core.engine.delivered(subscription);
+        self.hand_out(executor, &mut core.engine, clock::monotonic());
+    }
+
+    /// Hands out what a request made ready: a subscription began, or credit came.
+    pub fn hand_out_now(&self, executor: &Executor) {
+        self.hand_out(executor, &mut self.core.borrow_mut().engine, clock::monotonic());
+    }
+
+    /// A peer is gone, and its subscriptions with it.
+    pub fn detach(&self, peer: PeerId) {
+        self.core.borrow_mut().engine.detach(ReaderOwner(peer.0));
+    }
+
+    pub fn record(&self, stage: Stage, since: Nanos, until: Nanos) {
+        self.core.borrow_mut().stages.record(stage, since, until, 1);
+    }
+
+    // Catalogue.
+
+    /// News of the catalogue, for a shard that is not its home.
+    pub fn learn(&self, state: &TopicState) {
+        let mut core = self.core.borrow_mut();
+        if !core.engine.is_home() {
+            core.engine.topic_changed(state);
+        }
+    }
+
+    pub fn topic(&self, id: TopicId) -> TopicState {
+        self.core.borrow().engine.topic(id)
+    }
+
+    // Room.
+
+    /// Room may have come, or will not come any more: those who wait for it try again.
+    pub fn room_came(&self) {
+        self.room_seen.set(self.room_seen.get() + 1);
+        let waiters = std::mem::take(&mut *self.room_waiters.borrow_mut());
+        waiters.into_iter().for_each(Waker::wake);
+    }
+
+    /// True when room may have come before `deadline`.
+    pub async fn room(&self, deadline: Nanos) -> bool {
+        let left = deadline.saturating_sub(clock::monotonic());
+        if left == 0 {
+            return false;
+        }
+        let seen = self.room_seen.get();
+        let came = poll_fn(|context| {
+            if self.room_seen.get() != seen {
+                return Poll::Ready(true);
+            }
+            self.room_waiters.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        });
+        let late = async {
+            glommio::timer::sleep(Duration::from_nanos(left)).await;
+            false
+        };
+        futures_lite::future::or(came, late).await
+    }
+
+    /// Whether one more acknowledgement may wait.
+    pub fn has_place_to_wait(core: &Core) -> bool {
+        core.waiting.len() < ACKNOWLEDGEMENTS_PER_SHARD
+    }
+}
