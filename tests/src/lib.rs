@@ -22,4 +22,5 @@ pub mod dataset;
 pub mod fuzz;
 pub mod programs;
 pub mod random;
+pub mod simulator;
 pub mod wire;

@@ -10,6 +10,7 @@
 //! until it answers `None`, runs each task (at once, side by side), and hands each completion back. The log reads no clock:
 //! `now` is the shard's monotonic clock. Nothing on the path of a small append allocates, locks or formats.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -106,6 +107,8 @@ pub struct Log<D: Disk, H: RingHost> {
     /// A write that a test holds back.
     held: Option<(u64, LogTask<D>)>,
     poison_reason: Option<String>,
+    /// An entry was refused that the next segment cannot hold either.
+    passes_over: Cell<bool>,
     close: CloseState,
     close_error: Option<std::io::Error>,
     counters: LogCounters,
@@ -141,6 +144,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             large: VecDeque::new(),
             held: None,
             poison_reason: None,
+            passes_over: Cell::new(false),
             close: CloseState::Open,
             close_error: None,
             counters: LogCounters::default(),
@@ -260,6 +264,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
 
     /// What is to be carried out now. Call until `None`; writes come first.
     pub fn next_task(&mut self, now: Nanos) -> Option<LogTask<D>> {
+        self.pass_over();
         if let Some(write) = self.next_write(now) {
             return Some(write);
         }
@@ -394,7 +399,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             segment_end: self.current().end(),
             next_segment_end: self.ahead.next().map(OpenSegment::end),
         };
-        let placement = Placement::find(&around, len, large).ok_or_else(|| self.ahead.refusal())?;
+        let Some(placement) = Placement::find(&around, len, large) else {
+            let next_is_unfit = self.ahead.next().is_some() && !self.ahead.is_disk_full();
+            self.passes_over.set(next_is_unfit);
+            return Err(if next_is_unfit { AppendRefused::NoRoom } else { self.ahead.refusal() });
+        };
         if draft.kind == EntryKind::Batch {
             self.ahead.admit_batch(placement.rolls)?;
         }
@@ -484,6 +493,25 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     fn current(&self) -> &OpenSegment<D> {
         let Some(current) = self.segments.back() else { unreachable!("the last segment is never dropped") };
         current
+    }
+
+    /// Moves on to the next segment, which cannot hold an entry that waits, so that the one behind it gets made. What is left
+    /// of this segment is shorter than half the ring: at most one end of the ring lies in it.
+    fn pass_over(&mut self) {
+        let (end, is_open) = (self.current().end(), self.close == CloseState::Open && !self.is_poisoned());
+        if !self.passes_over.get() || !is_open || self.ahead.next().is_none() || !self.ring.has_room_to(end) {
+            return;
+        }
+        self.passes_over.set(false);
+        // The open unit may end at the ring's end.
+        self.seal_unit(next_block(self.ring.tail()));
+        let lap_end = self.ring.lap_end(self.ring.tail());
+        if lap_end < end {
+            self.seal_unit(lap_end);
+        }
+        self.seal_unit(end);
+        self.roll();
+        self.publish();
     }
 
     fn roll(&mut self) {

@@ -66,6 +66,7 @@ pub struct LogOptions {
     /// batch). At most a quarter of the ring and a segment less its identity block.
     pub largest_entry: u64,
     pub flush: FlushOptions,
+    pub smallest: Smallest,
     /// `--accept-loss`: go on behind damage, naming what was given up in the log.
     pub accept_loss: bool,
     /// `--discard-ring SHARD:EPOCH`: give up the ring of that epoch, and no other.
@@ -73,8 +74,21 @@ pub struct LogOptions {
     pub faults: Faults,
 }
 
-/// The smallest segment: what a first start waits for.
-const SEGMENT_FIRST: u64 = 4 << 20;
+/// The smallest ring and segment that the options may name. The simulator alone sets others, so that a few entries make its
+/// log roll and its ring wrap; nothing on disk depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smallest {
+    pub ring: u64,
+    /// What a first start waits for.
+    pub segment: u64,
+}
+
+impl Default for Smallest {
+    fn default() -> Self {
+        Self { ring: RING_MIN, segment: 4 << 20 }
+    }
+}
+
 /// Segments grow by this factor while spares are made.
 const SEGMENT_GROWTH: u64 = 4;
 
@@ -90,6 +104,7 @@ impl LogOptions {
             segment_bytes: 256 << 20,
             largest_entry: (64 << 20) / ENTRY_PER_RING,
             flush: FlushOptions::default(),
+            smallest: Smallest::default(),
             accept_loss: false,
             discard_ring: None,
             faults: Faults::default(),
@@ -102,10 +117,10 @@ impl LogOptions {
     }
 
     pub fn check(&self) -> Result<(), OptionsError> {
-        if !self.ring_bytes.is_power_of_two() || !(RING_MIN..=RING_MAX).contains(&self.ring_bytes) {
+        if !self.ring_bytes.is_power_of_two() || !(self.smallest.ring..=RING_MAX).contains(&self.ring_bytes) {
             return Err(OptionsError::Ring(self.ring_bytes));
         }
-        if self.segment_bytes < SEGMENT_FIRST || !self.segment_bytes.is_multiple_of(BLOCK) {
+        if self.segment_bytes < self.smallest.segment || !self.segment_bytes.is_multiple_of(BLOCK) {
             return Err(OptionsError::Segment(self.segment_bytes));
         }
         let bound = Self::entry_bound(self.ring_bytes, self.segment_bytes);
@@ -134,7 +149,9 @@ impl LogOptions {
     /// File size of the segment that a start makes: 4 MiB, or what the largest entry needs, beside `content` bytes that it
     /// must hold already.
     pub(super) fn first_segment(&self, content: u64) -> u64 {
-        let least = (self.largest_entry + BLOCK).next_multiple_of(1 << 20).clamp(SEGMENT_FIRST, self.segment_bytes);
+        let smallest = self.smallest.segment;
+        let least =
+            (self.largest_entry + BLOCK).next_multiple_of(smallest.min(1 << 20)).clamp(smallest, self.segment_bytes);
         (least + content).next_multiple_of(BLOCK)
     }
 

@@ -33,7 +33,8 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// Places an entry of `len` bytes; `on_block` asks for a block boundary. `None`: the next segment is wanted and not ready.
+    /// Places an entry of `len` bytes; `on_block` asks for a block boundary. `None`: the next segment is wanted and not ready,
+    /// or it is ready and the ring's end divides it so that the entry fits neither part: that segment must be passed over.
     pub fn find(around: &Surroundings, len: u64, on_block: bool) -> Option<Self> {
         let mut placement = Self { seals: [around.tail; SEALS_MAX], seal_count: 0, start: around.tail, rolls: false };
         let (mut unit_start, mut segment_end) = (around.unit_start, around.segment_end);
@@ -99,6 +100,26 @@ mod tests {
         assert_eq!(seals(Placement::find(&around(64), 1000, true)), Some((vec![4096], 4096, false)));
         let overfull = Placement::find(&around((128 << 10) - 64), 128, false);
         assert_eq!(seals(overfull), Some((vec![128 << 10], 128 << 10, false)));
+    }
+
+    #[test]
+    fn a_segment_that_the_ring_s_end_divides_may_hold_no_large_entry() {
+        let base = (1 << 20) - (64 << 10);
+        let rolling = Surroundings {
+            segment_end: LogPosition(base),
+            next_segment_end: Some(LogPosition(base + (128 << 10))),
+            ..around(base - 4096)
+        };
+        assert_eq!(Placement::find(&rolling, 100 << 10, true), None);
+        let passed = Surroundings {
+            tail: LogPosition(base),
+            unit_start: LogPosition(base),
+            segment_end: LogPosition(base + (128 << 10)),
+            next_segment_end: Some(LogPosition(base + (256 << 10))),
+            ..rolling
+        };
+        let (lap, end) = (1 << 20, base + (128 << 10));
+        assert_eq!(seals(Placement::find(&passed, 100 << 10, true)), Some((vec![lap, end], end, true)));
     }
 
     #[test]

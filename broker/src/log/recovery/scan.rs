@@ -64,7 +64,11 @@ impl<'a, D: Disk> Scan<'a, D> {
         let mut expected = LogPosition(0);
         let mut holes = self.chain.holes.iter().peekable();
         for (n, link) in self.chain.links.iter().enumerate() {
-            if ring_cut.is_some_and(|cut| link.base >= cut) {
+            if let Some(cut) = ring_cut
+                && link.base >= cut
+            {
+                // A run that has flushed nothing: its cut is its segment's base, which may stand far above the log before it.
+                expected = if link.base == cut { cut } else { expected };
                 break;
             }
             while let Some(hole) = holes.next_if(|hole| hole.from < link.base) {

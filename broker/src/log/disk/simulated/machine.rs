@@ -198,6 +198,11 @@ impl Machine {
         })
     }
 
+    /// Ends the process here and now: unwinds into [`Machine::survive`].
+    pub fn strike(&self, crash: Crash) -> ! {
+        resume_unwind(Box::new(CrashSignal(crash)))
+    }
+
     /// An instant at which an armed crash may strike; it unwinds into [`Machine::survive`].
     pub(super) fn step(&self) {
         if std::thread::panicking() {
@@ -210,7 +215,7 @@ impl Machine {
                 let crash = *crash;
                 state.armed = None;
                 drop(state);
-                resume_unwind(Box::new(CrashSignal(crash)));
+                self.strike(crash);
             }
             Some((left, _)) => *left -= 1,
             None => {}

@@ -1,0 +1,144 @@
+//! How a seed ends: a broker that nothing disturbs any more must answer everybody, hold every batch once, show all of it to a
+//! reader that starts at the beginning, and come back the same from a clean stop and from a kill.
+
+use std::collections::BTreeMap;
+
+use peregrine_broker::engine::StartAt;
+use peregrine_protocol::entry::EntryKind;
+use peregrine_protocol::ids::{DurableLevel, QueueOffset, ShardId};
+
+use super::ledger::{BatchMark, Ledger};
+use super::process::Shard;
+use super::producer::Producer;
+use super::reader::Reader;
+use super::simulation::{Process, Simulation};
+use super::violation::{Violation, promise};
+
+/// Simulated time that answering everybody may take, nanoseconds, and how often one looks.
+const SETTLE_MAX: u64 = 60_000_000_000;
+const SETTLE_STEP: u64 = 5_000_000;
+
+impl Simulation {
+    pub(super) fn finale(&mut self) -> Result<(), Violation> {
+        let digests =
+            |process: &Process| -> Vec<u64> { process.shards.iter().map(|shard| shard.engine.digest()).collect() };
+        let mut produced = Vec::new();
+        self.live_undisturbed(|simulation, process| {
+            simulation.settle(process)?;
+            produced = digests(process);
+            Ok(())
+        })?;
+        self.check_delivered()?;
+        for _ in 0..2 {
+            let mut recovered = Vec::new();
+            self.live_undisturbed(|_, process| {
+                recovered = digests(process);
+                Ok(())
+            })?;
+            promise!(produced == recovered, "a restart without work changed the engine's state");
+        }
+        Ok(())
+    }
+
+    fn live_undisturbed(
+        &mut self,
+        work: impl FnOnce(&mut Self, &mut Process) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        let finished = self.live(work)?;
+        promise!(finished, "a start that nothing disturbs did not come up");
+        Ok(())
+    }
+
+    /// Sends all that waits until it is answered, then reads every queue from its beginning.
+    fn settle(&mut self, process: &mut Process) -> Result<(), Violation> {
+        self.connect(process)?;
+        let until = self.machine.now() + SETTLE_MAX;
+        loop {
+            for producer in 0..self.producers.len() {
+                while self.send(process, producer)? {}
+            }
+            self.pass_time(process, self.machine.now() + SETTLE_STEP)?;
+            let quiet = process.shards.iter().all(Shard::is_quiet);
+            if quiet && self.producers.iter().all(Producer::is_idle) {
+                break;
+            }
+            promise!(self.machine.now() < until, "producers wait for answers that do not come");
+        }
+        self.read_everything(process)
+    }
+
+    fn read_everything(&mut self, process: &mut Process) -> Result<(), Violation> {
+        let shards = self.configuration.shards;
+        let mut ends = Vec::new();
+        for shard in 0..shards {
+            let queues = self.catalogue.queues(&process.shards[0].engine, ShardId(shard), shards);
+            let ledger = &self.ledgers[usize::from(shard)];
+            for (topic, queue) in queues {
+                let batches = ledger
+                    .records()
+                    .map(|record| &record.header)
+                    .filter(|header| header.kind == EntryKind::Batch && header.topic == topic && header.queue == queue);
+                let end = batches.map(|header| u64::from(header.record_count)).sum();
+                ends.push((self.readers.len(), QueueOffset(end)));
+                self.readers.push(Reader::new(topic, queue, StartAt::Earliest));
+            }
+        }
+        self.connect(process)?;
+        for _ in 0..1_000 {
+            self.grant_credit(process)?;
+            self.pass_time(process, self.machine.now() + SETTLE_STEP)?;
+            if ends.iter().all(|(reader, end)| self.readers[*reader].place().is_some_and(|(_, next)| next == *end)) {
+                return Ok(());
+            }
+        }
+        for (reader, end) in ends {
+            let reader = &self.readers[reader];
+            promise!(
+                reader.place().is_some_and(|(_, next)| next == end),
+                "a reader of queue {}/{} from the beginning ended at {:?}, but {end} messages are stored",
+                reader.topic,
+                reader.queue,
+                reader.place()
+            );
+        }
+        Ok(())
+    }
+
+    /// Each acknowledged batch stands where its answer said; only `memory` ones may have been taken, by a power cut.
+    fn check_delivered(&self) -> Result<(), Violation> {
+        let records = self.ledgers.iter().flat_map(Ledger::records);
+        let stored: BTreeMap<BatchMark, QueueOffset> =
+            records.map(|record| (record.header.payload_crc, record.header.base_offset)).collect();
+        for delivered in self.producers.iter().flat_map(Producer::delivered) {
+            match stored.get(&delivered.mark) {
+                Some(offset) => promise!(
+                    *offset == delivered.offset,
+                    "batch {:08x} was answered with offset {} and stands at {offset}",
+                    delivered.mark,
+                    delivered.offset
+                ),
+                None => promise!(
+                    delivered.level == DurableLevel::Memory && self.taken.contains(&delivered.mark),
+                    "batch {:08x}, acknowledged at {:?}, is gone",
+                    delivered.mark,
+                    delivered.level
+                ),
+            }
+        }
+        for producer in self.producers.iter().filter(|producer| producer.is_idempotent()) {
+            let mut kept: Vec<_> = producer.delivered().filter(|batch| stored.contains_key(&batch.mark)).collect();
+            kept.sort_by_key(|batch| (batch.epoch, batch.sequence));
+            for (earlier, later) in kept.iter().zip(kept.iter().skip(1)) {
+                promise!(
+                    earlier.offset < later.offset,
+                    "batches {:08x} and {:08x} were sent in this order and stand at offsets {} and {}",
+                    earlier.mark,
+                    later.mark,
+                    earlier.offset,
+                    later.offset
+                );
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! The oracle of one shard's log: what was appended, how much of it must survive which crash, and what a start found.
+//!
+//! ```text
+//!        durable              published            appended
+//!  ────────┤ ring survives: stays ├ may vanish ─────┤
+//!  stays   │ power lost: a prefix │ (never whole)   │
+//! ```
+//!
+//! It goes by positions alone and so knows nothing of queues or producers: every entry that a start hands to the engine must
+//! be one that was appended, byte for byte as its header says, in the same order, without a gap, and as far as promised.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use peregrine_broker::log::disk::simulated::Crash;
+use peregrine_protocol::entry::{EntryDraft, EntryHeader, EntryKind};
+use peregrine_protocol::ids::{DurableLevel, LogPosition};
+
+use super::violation::{Violation, promise};
+
+/// A batch's identity: no two batches of a simulation have the same payload CRC.
+pub type BatchMark = u32;
+
+/// An entry in the log, and who relies on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Record {
+    pub header: EntryHeader,
+    /// The level at which it was acknowledged, the highest if several times.
+    pub acknowledged: Option<DurableLevel>,
+}
+
+/// What a start took back, for those who had relied on it.
+#[derive(Debug, Default)]
+pub struct TakenBack {
+    pub records: Vec<Record>,
+}
+
+/// The oracle of one shard.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    records: BTreeMap<LogPosition, Record>,
+    batches: BTreeSet<BatchMark>,
+    /// An append that a crash may have struck: whole in the ring, but the caller never heard of it.
+    attempt: Option<EntryDraft>,
+    published: LogPosition,
+    durable: LogPosition,
+    /// The highest position that was ever published: nothing new may stand below it.
+    highest: LogPosition,
+    /// Whether the ring was lost since the last start that came up.
+    ring_lost: bool,
+    /// Starts that took something back.
+    cuts: u64,
+}
+
+impl Ledger {
+    /// Before an append: if a crash strikes within it, the entry may be found or not.
+    pub fn attempts(&mut self, draft: EntryDraft) {
+        self.attempt = Some(draft);
+    }
+
+    /// The log refused the append.
+    pub fn refused(&mut self) {
+        self.attempt = None;
+    }
+
+    pub fn appended(&mut self, header: EntryHeader) -> Result<(), Violation> {
+        self.attempt = None;
+        promise!(
+            header.position >= self.highest,
+            "position {} was used before: published had reached {}",
+            header.position,
+            self.highest
+        );
+        let end = self.records.last_key_value().map(|(_, last)| last.header.end());
+        promise!(
+            end.is_none_or(|end| end <= header.position),
+            "the entry at {} overlaps its predecessor",
+            header.position
+        );
+        self.insert(header)
+    }
+
+    fn insert(&mut self, header: EntryHeader) -> Result<(), Violation> {
+        if header.kind == EntryKind::Batch {
+            promise!(
+                self.batches.insert(header.payload_crc),
+                "the batch of queue {}/{} at offset {} is stored twice, now at position {}",
+                header.topic,
+                header.queue,
+                header.base_offset,
+                header.position
+            );
+        }
+        self.records.insert(header.position, Record { header, acknowledged: None });
+        Ok(())
+    }
+
+    /// The log's positions, after each of its moves.
+    pub fn moved(&mut self, published: LogPosition, durable: LogPosition) -> Result<(), Violation> {
+        promise!(published >= self.published, "published went back from {} to {published}", self.published);
+        promise!(durable >= self.durable, "durable went back from {} to {durable}", self.durable);
+        promise!(durable <= published, "durable {durable} leads published {published}");
+        self.published = published;
+        self.durable = durable;
+        self.highest = self.highest.max(published);
+        Ok(())
+    }
+
+    /// An acknowledgement left: the entry stands where it says, and has reached its level.
+    pub fn acknowledged(&mut self, position: LogPosition, level: DurableLevel) -> Result<Record, Violation> {
+        let reached = if level == DurableLevel::Memory { self.published } else { self.durable };
+        let Some(record) = self.records.get_mut(&position) else {
+            return Err(Violation(format!("position {position} was acknowledged and holds no entry")));
+        };
+        promise!(
+            record.header.end() <= reached,
+            "position {position} was acknowledged at {level:?} before it reached it"
+        );
+        record.acknowledged = record.acknowledged.max(Some(level));
+        Ok(*record)
+    }
+
+    /// The entry at this position, if it counts.
+    pub fn record(&self, position: LogPosition) -> Option<&Record> {
+        self.records.get(&position)
+    }
+
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    pub fn published(&self) -> LogPosition {
+        self.published
+    }
+
+    pub fn durable(&self) -> LogPosition {
+        self.durable
+    }
+
+    /// Starts so far that took something back.
+    pub fn cuts(&self) -> u64 {
+        self.cuts
+    }
+
+    /// The process ended. `ring_survives` a kill, unless it was anonymous memory.
+    pub fn crashed(&mut self, crash: Crash, ring_survives: bool) {
+        self.ring_lost |= crash == Crash::Power || !ring_survives;
+    }
+
+    /// A start came up having read back `found`, and stands at `published` and `durable`. Returns what it took back.
+    pub fn recovered(
+        &mut self,
+        found: &[EntryHeader],
+        published: LogPosition,
+        durable: LogPosition,
+    ) -> Result<TakenBack, Violation> {
+        let owed = if self.ring_lost { self.durable } else { self.published };
+        let mut known = self.records.values().map(|record| record.header);
+        let mut adopted = None;
+        for header in found {
+            let Some(expected) = known.next() else {
+                let attempted = adopted.is_none() && self.attempt.is_some_and(|draft| is_of(header, &draft));
+                promise!(attempted, "a start read back {}, which was taken back or never appended", describe(header));
+                adopted = Some(*header);
+                continue;
+            };
+            promise!(expected == *header, "a start read back {} where {} stood", describe(header), describe(&expected));
+        }
+        drop(known);
+        let missing: Vec<LogPosition> = self.records.keys().skip(found.len()).copied().collect();
+        let mut taken = TakenBack::default();
+        for position in missing {
+            let Some(record) = self.records.remove(&position) else { continue };
+            let header = record.header;
+            promise!(
+                header.end() > owed,
+                "{} is lost: {} had reached {owed}, acknowledged at {:?}",
+                describe(&header),
+                if self.ring_lost { "durable" } else { "published, and the ring survived," },
+                record.acknowledged
+            );
+            self.batches.remove(&header.payload_crc);
+            taken.records.push(record);
+        }
+        if let Some(header) = adopted {
+            promise!(header.position >= self.highest, "position {} was used before", header.position);
+            self.insert(header)?;
+        }
+        let end = self.records.last_key_value().map_or(LogPosition(0), |(_, last)| last.header.end());
+        promise!(published == durable, "a start came up with published {published} and durable {durable}");
+        promise!(end <= durable, "a start came up with durable {durable} below its last entry's end {end}");
+        promise!(published >= owed, "a start came up at {published}, below {owed}, which must have survived");
+        self.attempt = None;
+        self.ring_lost = false;
+        self.cuts += u64::from(!taken.records.is_empty());
+        self.published = published;
+        self.durable = durable;
+        self.highest = self.highest.max(published);
+        Ok(taken)
+    }
+}
+
+fn is_of(header: &EntryHeader, draft: &EntryDraft) -> bool {
+    header.kind == draft.kind
+        && header.payload_crc == draft.payload_crc
+        && header.length == draft.length
+        && header.topic == draft.topic
+        && header.queue == draft.queue
+        && header.base_offset == draft.base_offset
+        && header.producer_id == draft.producer_id
+        && header.sequence == draft.sequence
+}
+
+fn describe(header: &EntryHeader) -> String {
+    format!(
+        "{:?} at position {} (epoch {}, queue {}/{}, offset {}, payload {:08x})",
+        header.kind, header.position, header.epoch, header.topic, header.queue, header.base_offset, header.payload_crc
+    )
+}

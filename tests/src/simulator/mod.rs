@@ -1,0 +1,58 @@
+//! The simulator: the real log and the real engine on a simulated machine, under random work and random crashes, judged by an
+//! oracle that remembers what was promised.
+//!
+//! ```text
+//!   seed ──► Configuration, Machine (disk, rings, clock, crashes)
+//!     lives:  start ─► Process { Shard { Log, Engine } … } ─► crash, clean stop, or poison
+//!                │             ▲ produce, read, create, delete
+//!                ▼             │
+//!             Ledger per shard ┴ Producers, Readers (outlive the process)
+//!     finale: a start without disturbance, everything read, restarted twice, compared
+//! ```
+//!
+//! The first promise that does not hold ends the seed with a [`Violation`]. A seed's run depends on nothing but the seed, the
+//! planted fault and the code; `scripts/simulate --seeds N..N --verbose` replays it with its events.
+
+mod catalogue;
+mod configuration;
+mod finale;
+mod ledger;
+mod process;
+mod producer;
+mod reader;
+mod simulation;
+mod statistics;
+mod violation;
+mod work;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use peregrine_broker::log::fault::Planted;
+
+pub use statistics::Statistics;
+pub use violation::Violation;
+
+/// What came of one seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    /// A digest of all events, where the run ended without a panic.
+    pub trace: u64,
+    pub statistics: Statistics,
+}
+
+/// Runs one seed to its end or to its first violation. A panic of the broker's code is one.
+pub fn run(seed: u64, planted: Option<Planted>, verbose: bool) -> Outcome {
+    let mut simulation = simulation::Simulation::new(seed, planted, verbose);
+    let violation = match catch_unwind(AssertUnwindSafe(|| simulation.run())) {
+        Ok(result) => result.err(),
+        Err(panic) => Some(Violation(format!("panic: {}", sentence_of(&*panic)))),
+    };
+    Outcome { violation, trace: simulation.trace(), statistics: simulation.statistics() }
+}
+
+fn sentence_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")
+}

@@ -1,0 +1,224 @@
+//! One broker process of a simulation: per shard the real log and the real engine, and between them what the shard's glommio
+//! side does in production, in the same order: decide, append, apply; run the log's tasks; tell the engine how far the log is;
+//! release acknowledgements; deliver.
+//!
+//! It lives within [`Machine::survive`] and holds nothing that outlives a crash.
+
+use std::rc::Rc;
+
+use peregrine_broker::engine::{Acknowledgements, Engine, EngineOptions, StoredBatch};
+use peregrine_broker::log::damage::Extent;
+use peregrine_broker::log::disk::simulated::{Machine, Random, SimulatedDisk, SimulatedRings, Tasks};
+use peregrine_broker::log::{
+    AppendRefused, CloseState, Completion, DiskBytes, LargeAppend, Log, LogOptions, ReadError, Replay, StartError,
+};
+use peregrine_protocol::entry::{Entry, EntryDraft, EntryHeader, EntrySeal};
+use peregrine_protocol::ids::{LogPosition, Nanos, SubscriptionId};
+use peregrine_protocol::limits::ENTRY_HEADER_LEN;
+
+use super::ledger::{BatchMark, Ledger};
+use super::violation::{Violation, promise};
+
+/// Entries from this size on are copied in steps.
+const LARGE: usize = 16 << 10;
+
+/// Whom an entry's durability is to be told.
+#[derive(Clone, Debug)]
+pub enum Waiting {
+    Batch { producer: usize, mark: BatchMark, stored: StoredBatch },
+    Change { position: LogPosition },
+}
+
+/// Bytes that a delivery waits for, and what came.
+pub struct ColdRead {
+    pub reader: usize,
+    pub subscription: SubscriptionId,
+    pub batch: peregrine_broker::engine::BatchPlace,
+    pub bytes: Result<DiskBytes<SimulatedDisk>, ReadError>,
+}
+
+/// One shard of a running broker.
+pub struct Shard {
+    pub engine: Engine,
+    pub log: Log<SimulatedDisk, SimulatedRings>,
+    pub waiting: Acknowledgements<Waiting>,
+    pub cold_reads: Tasks<ColdRead>,
+    tasks: Tasks<Completion<SimulatedDisk>>,
+    large: Vec<(LargeAppend, Rc<[u8]>)>,
+    seal: EntrySeal,
+    rolls: u64,
+}
+
+/// What a start hands over, entry by entry.
+struct ReplayInto<'a> {
+    engine: &'a mut Engine,
+    found: &'a mut Vec<EntryHeader>,
+}
+
+impl Replay for ReplayInto<'_> {
+    fn entry(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), String> {
+        self.found.push(*header);
+        self.engine.apply(header, payload).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn lost(&mut self, _: Extent) {
+        // The start ends with the damage that it found.
+    }
+}
+
+/// What became of an append.
+pub enum Append {
+    Done(EntryHeader),
+    Refused(AppendRefused),
+}
+
+impl Shard {
+    /// Starts the shard's log and reads it back into a new engine. The entries found, in order, come with it.
+    pub fn start(
+        machine: &Machine,
+        options: LogOptions,
+        engine: EngineOptions,
+        prepare: impl FnOnce(&mut Engine),
+    ) -> Result<(Self, Vec<EntryHeader>), StartError> {
+        let mut engine = Engine::new(engine);
+        prepare(&mut engine);
+        let seal = options.seal();
+        let mut found = Vec::new();
+        let shard = options.shard.0 as usize;
+        let mut replay = ReplayInto { engine: &mut engine, found: &mut found };
+        let start = Log::start(machine.disk(shard), machine.rings(), options, &mut replay);
+        let (log, _report) = machine.block_on(start)?;
+        engine.recovered(log.durable());
+        let shard = Self {
+            engine,
+            log,
+            waiting: Acknowledgements::default(),
+            cold_reads: Tasks::default(),
+            tasks: Tasks::default(),
+            large: Vec::new(),
+            seal,
+            rolls: 0,
+        };
+        Ok((shard, found))
+    }
+
+    /// Appends an entry that the engine decided on, and applies it, in one turn.
+    pub fn append(
+        &mut self,
+        draft: &EntryDraft,
+        payload: &Rc<[u8]>,
+        ledger: &mut Ledger,
+        now: Nanos,
+    ) -> Result<Append, Violation> {
+        ledger.attempts(*draft);
+        let appended = if payload.len() >= LARGE {
+            self.log.begin_large(draft, now).map(|large| {
+                let position = large.appended.position;
+                self.large.push((large, Rc::clone(payload)));
+                position
+            })
+        } else {
+            self.log.append(draft, payload, now).map(|appended| appended.position)
+        };
+        let position = match appended {
+            Ok(position) => position,
+            Err(refused) => {
+                ledger.refused();
+                return Ok(Append::Refused(refused));
+            }
+        };
+        let header = draft.at(position, self.log.epoch());
+        ledger.appended(header)?;
+        self.note_positions(ledger)?;
+        if let Err(error) = self.engine.apply(&header, payload) {
+            return Err(Violation(format!("what decide returned does not apply: {error}")));
+        }
+        Ok(Append::Done(header))
+    }
+
+    /// Runs the log's tasks and the copies of large entries as far as they go now.
+    pub fn turn(&mut self, random: &mut Random, ledger: &mut Ledger, now: Nanos) -> Result<(), Violation> {
+        if !self.large.is_empty() {
+            let nth = random.below(self.large.len() as u64) as usize;
+            let (large, payload) = &mut self.large[nth];
+            if self.log.copy_step(large, payload) {
+                drop(self.large.swap_remove(nth));
+            }
+        }
+        loop {
+            while let Some(task) = self.log.next_task(now) {
+                self.tasks.spawn(task.run());
+            }
+            let Some(completion) = self.tasks.poll(random) else { break };
+            // Durable, if it moves, moves here.
+            self.log.complete(completion, now);
+            if self.log.is_poisoned() && !self.engine.is_poisoned() {
+                self.engine.on_poisoned();
+            }
+        }
+        self.note_positions(ledger)
+    }
+
+    /// Tells ledger and engine how far the log is.
+    fn note_positions(&mut self, ledger: &mut Ledger) -> Result<(), Violation> {
+        let (published, durable) = (self.log.published(), self.log.durable());
+        ledger.moved(published, durable)?;
+        self.engine.on_published(published);
+        self.engine.on_durable(durable);
+        Ok(())
+    }
+
+    /// The next acknowledgement that may leave.
+    pub fn next_released(&mut self) -> Option<Waiting> {
+        self.waiting.next_released(self.log.published(), self.log.durable())
+    }
+
+    /// Whether all that was taken in is durable and nobody waits.
+    pub fn is_quiet(&self) -> bool {
+        self.waiting.is_empty()
+            && self.large.is_empty()
+            && self.cold_reads.is_empty()
+            && self.log.durable() == self.log.published()
+    }
+
+    /// Segments rolled since the last call.
+    pub fn take_rolls(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.rolls, self.log.counters().rolls);
+        self.rolls - before
+    }
+
+    /// Takes an entry's bytes apart and checks them to the last one.
+    pub fn check_entry(&self, bytes: &[u8], position: LogPosition) -> Result<EntryHeader, Violation> {
+        match Entry::decode(bytes, self.seal) {
+            Ok(Entry::Full(header)) => {
+                let payload = bytes.get(ENTRY_HEADER_LEN..ENTRY_HEADER_LEN + header.length as usize);
+                let holds = payload.is_some_and(|payload| header.check_payload(payload).is_ok());
+                promise!(holds, "the payload that was read at position {position} is not the one appended");
+                Ok(header)
+            }
+            other => Err(Violation(format!("no entry was read at position {position}: {other:?}"))),
+        }
+    }
+
+    /// Stops the shard cleanly: all that was published is durable then.
+    pub fn close(mut self, machine: &Machine, random: &mut Random, ledger: &mut Ledger) -> Result<bool, Violation> {
+        self.log.begin_close();
+        loop {
+            self.turn(random, ledger, Nanos(machine.now()))?;
+            if self.large.is_empty() && self.log.close_state() == CloseState::Done {
+                break;
+            }
+            let until = self.log.next_deadline().map_or(u64::MAX, |deadline| deadline.0.max(machine.now()));
+            let progressed = machine.advance(until) || until != u64::MAX || !self.large.is_empty();
+            promise!(progressed, "a clean stop waits for something that never comes");
+        }
+        let (published, durable) = (self.log.published(), self.log.durable());
+        match self.log.finish_close() {
+            Ok(()) => {
+                promise!(durable == published, "a clean stop left {durable}..{published} in the ring");
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+}

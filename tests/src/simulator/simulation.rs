@@ -1,0 +1,266 @@
+//! One seed's life: starts, work, crashes, and what outlives each of them.
+
+use std::collections::BTreeSet;
+
+use peregrine_broker::engine::EngineOptions;
+use peregrine_broker::log::StartError;
+use peregrine_broker::log::disk::simulated::{Breach, Conditions, Crash, Machine, Random};
+use peregrine_broker::log::fault::{Faults, Planted, RecoveryStep};
+use peregrine_protocol::ids::{Nanos, ShardId};
+
+use super::catalogue::KnownCatalogue;
+use super::configuration::Configuration;
+use super::ledger::{BatchMark, Ledger};
+use super::process::Shard;
+use super::producer::Producer;
+use super::reader::Reader;
+use super::statistics::Statistics;
+use super::violation::Violation;
+
+/// A running broker: one shard after the other.
+pub struct Process {
+    pub shards: Vec<Shard>,
+}
+
+/// How a life ended that no armed crash ended.
+enum Ending {
+    NotStarted,
+    Abandoned,
+    Stopped,
+}
+
+/// The state of one seed.
+pub struct Simulation {
+    pub(super) machine: Machine,
+    pub(super) random: Random,
+    pub(super) configuration: Configuration,
+    pub(super) ledgers: Vec<Ledger>,
+    pub(super) producers: Vec<Producer>,
+    pub(super) readers: Vec<Reader>,
+    pub(super) catalogue: KnownCatalogue,
+    /// Batches that were acknowledged and that a power cut took.
+    pub(super) taken: BTreeSet<BatchMark>,
+    /// Payload CRCs in use, and the number of the next batch.
+    pub(super) marks: BTreeSet<BatchMark>,
+    pub(super) next_number: u64,
+    /// Where this life's rings are.
+    rings: Option<&'static str>,
+    /// Since when the process is up, in its own eyes.
+    is_up: bool,
+    /// The crash that strikes behind a step of this life's start, on one shard.
+    strikes_at: Option<(u16, RecoveryStep, Crash)>,
+    /// The wall clock is this far ahead of the machine's.
+    wall_ahead: u64,
+    pub(super) statistics: Statistics,
+}
+
+impl Simulation {
+    pub fn new(seed: u64, planted: Option<Planted>, verbose: bool) -> Self {
+        let mut random = Random::new(seed);
+        let configuration = Configuration::random(&mut random, planted);
+        let shards = usize::from(configuration.shards);
+        let machine = Machine::new(random.next_u64(), shards, configuration.conditions);
+        machine.set_verbose(verbose);
+        let rings = Configuration::ring_directory(&mut random);
+        Self {
+            machine,
+            random,
+            configuration,
+            ledgers: (0..shards).map(|_| Ledger::default()).collect(),
+            producers: Vec::new(),
+            readers: Vec::new(),
+            catalogue: KnownCatalogue::default(),
+            taken: BTreeSet::new(),
+            marks: BTreeSet::new(),
+            next_number: 1,
+            rings,
+            is_up: false,
+            strikes_at: None,
+            wall_ahead: 1_700_000_000_000_000_000,
+            statistics: Statistics::default(),
+        }
+    }
+
+    pub fn trace(&self) -> u64 {
+        self.machine.trace()
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        self.statistics
+    }
+
+    pub fn run(&mut self) -> Result<(), Violation> {
+        for _ in 0..self.configuration.lives {
+            self.arm();
+            self.live(Self::work_until_the_end)?;
+        }
+        self.machine.disarm();
+        self.strikes_at = None;
+        self.machine.set_conditions(Conditions::default());
+        self.finale()
+    }
+
+    /// One life of the broker: `work` is what it is there for. True where no crash ended it.
+    pub(super) fn live(
+        &mut self,
+        work: impl FnOnce(&mut Self, &mut Process) -> Result<(), Violation>,
+    ) -> Result<bool, Violation> {
+        if self.random.one_in(self.configuration.move_rings_one_in) {
+            self.rings = Configuration::ring_directory(&mut self.random);
+        }
+        // NTP steps the wall clock, in either direction.
+        self.wall_ahead = self.wall_ahead + self.random.below(2_000_000_000) - self.random.below(2_000_000_000);
+        self.is_up = false;
+        let machine = self.machine.clone();
+        let ended = machine.survive(|| -> Result<Ending, Violation> {
+            let Some(mut process) = self.start()? else { return Ok(Ending::NotStarted) };
+            work(self, &mut process)?;
+            let poisoned = process.shards.iter().any(|shard| shard.engine.is_poisoned());
+            if poisoned || self.random.coin() {
+                return Ok(Ending::Abandoned);
+            }
+            self.close(process)
+        });
+        let (crash, finished) = match ended {
+            Err(crash) => {
+                self.statistics.crashed_starts += u64::from(!self.is_up);
+                (crash, false)
+            }
+            Ok(Err(violation)) => return Err(violation),
+            Ok(Ok(Ending::NotStarted)) => (Crash::Kill, false),
+            Ok(Ok(Ending::Abandoned)) => (Crash::Kill, true),
+            // What was stopped cleanly bears anything.
+            Ok(Ok(Ending::Stopped)) => (if self.random.coin() { Crash::Kill } else { Crash::Power }, true),
+        };
+        self.end_of_process(crash)?;
+        Ok(finished)
+    }
+
+    fn end_of_process(&mut self, crash: Crash) -> Result<(), Violation> {
+        match crash {
+            Crash::Kill => self.statistics.kills += 1,
+            Crash::Power => self.statistics.power_cuts += 1,
+        }
+        self.machine.crash(crash);
+        let ring_survives = !self.is_up || self.rings.is_some();
+        for ledger in &mut self.ledgers {
+            ledger.crashed(crash, ring_survives);
+        }
+        self.producers.iter_mut().for_each(Producer::disconnected);
+        self.readers.iter_mut().for_each(Reader::disconnected);
+        for breach in self.machine.take_breaches() {
+            match &breach {
+                // A mark's two blocks are written in turn.
+                Breach::Rewritten { file, .. } if file.contains("mark-") => {}
+                _ => return Err(Violation(format!("{breach:?}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Arms the crash that will end this life: often while it starts, else at any later step, or never.
+    fn arm(&mut self) {
+        let crash = if self.random.one_in(3) { Crash::Power } else { Crash::Kill };
+        self.machine.disarm();
+        self.strikes_at = None;
+        match self.random.below(10) {
+            0..2 => self.machine.arm(self.random.below(150), crash),
+            2..5 => self.machine.arm(self.random.below(3_000), crash),
+            5 => self.machine.arm(self.random.below(12_000), crash),
+            6..9 => {
+                let shard = self.random.below(u64::from(self.configuration.shards)) as u16;
+                self.strikes_at = Some((shard, self.any_step(), crash));
+            }
+            _ => {}
+        }
+    }
+
+    /// Steps around which two rings or two segments could be taken for each other come up more often.
+    fn any_step(&mut self) -> RecoveryStep {
+        const DELICATE: [RecoveryStep; 3] =
+            [RecoveryStep::Renamed, RecoveryStep::DirectorySynced, RecoveryStep::RingReady];
+        if self.random.coin() { *self.random.pick(&DELICATE) } else { *self.random.pick(&RecoveryStep::ALL) }
+    }
+
+    fn let_strike(&self, faults: &Faults, shard: u16) {
+        let Some((_, step, crash)) = self.strikes_at.filter(|(struck, ..)| *struck == shard) else { return };
+        let machine = self.machine.clone();
+        faults.after_step(move |reached| {
+            if reached == step {
+                machine.note(&("strikes behind", reached));
+                machine.strike(crash);
+            }
+        });
+    }
+
+    pub(super) fn now(&self) -> Nanos {
+        Nanos(self.machine.now())
+    }
+
+    pub(super) fn wall(&self) -> Nanos {
+        Nanos(self.machine.now() + self.wall_ahead)
+    }
+
+    /// Starts all shards, shard 0 first. `None`: a device failed, and the broker said so.
+    fn start(&mut self) -> Result<Option<Process>, Violation> {
+        self.statistics.starts += 1;
+        self.machine.note(&("start", self.rings));
+        let shards = self.configuration.shards;
+        let mut process = Process { shards: Vec::new() };
+        for shard in 0..shards {
+            let options = self.configuration.log_options(shard, &self.machine, self.rings);
+            self.let_strike(&options.faults, shard);
+            let memory_level = Configuration::memory_level(self.rings);
+            let engine = EngineOptions { shard: ShardId(shard), shards, memory_level };
+            let snapshot = process.shards.first().map(|home| home.engine.catalogue_snapshot());
+            let started = Shard::start(&self.machine, options, engine, |engine| {
+                if let Some(snapshot) = snapshot {
+                    engine.install_catalogue(snapshot);
+                }
+            });
+            let (started, found) = match started {
+                Ok(started) => started,
+                Err(StartError::Io { .. }) if self.devices_fail() => {
+                    self.statistics.failed_starts += 1;
+                    return Ok(None);
+                }
+                Err(error) => return Err(Violation(format!("a start after legal crashes alone failed: {error}"))),
+            };
+            let ledger = &mut self.ledgers[usize::from(shard)];
+            let taken = ledger.recovered(&found, started.log.published(), started.log.durable())?;
+            self.machine.note(&("started", shard, found.len(), started.log.durable(), taken.records.len()));
+            self.statistics.taken_back += taken.records.len() as u64;
+            for record in taken.records {
+                let mark = record.header.payload_crc;
+                if record.acknowledged.is_some() {
+                    self.taken.insert(mark);
+                }
+                self.producers.iter_mut().for_each(|producer| producer.taken_back(mark));
+            }
+            process.shards.push(started);
+        }
+        let highest = process.shards.iter().map(|shard| shard.engine.highest_topic_id()).max();
+        if let (Some(home), Some(highest)) = (process.shards.first_mut(), highest) {
+            home.engine.raise_topic_id(highest);
+            self.catalogue.recovered(&home.engine)?;
+        }
+        self.is_up = true;
+        Ok(Some(process))
+    }
+
+    pub(super) fn devices_fail(&self) -> bool {
+        let Conditions { fail_write_one_in, fail_sync_one_in, disk_full_one_in, .. } = self.configuration.conditions;
+        fail_write_one_in + fail_sync_one_in + disk_full_one_in > 0
+    }
+
+    fn close(&mut self, process: Process) -> Result<Ending, Violation> {
+        for (shard, ledger) in process.shards.into_iter().zip(&mut self.ledgers) {
+            if !shard.close(&self.machine, &mut self.random, ledger)? {
+                return Ok(Ending::Abandoned);
+            }
+        }
+        self.machine.note(&"stopped");
+        self.statistics.clean_stops += 1;
+        Ok(Ending::Stopped)
+    }
+}

@@ -1,0 +1,50 @@
+//! How much a seed, or a range of them, got to do: a simulation that reaches nothing finds nothing.
+
+use std::fmt;
+
+macro_rules! statistics {
+    ($($(#[$doc:meta])* $name:ident: $label:literal,)+) => {
+        /// Counts over a run.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Statistics {
+            $($(#[$doc])* pub $name: u64,)+
+        }
+
+        impl Statistics {
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)+
+            }
+
+            /// Each count with what it counts.
+            pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$(($label, self.$name)),+].into_iter()
+            }
+        }
+
+        impl fmt::Display for Statistics {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let counts: Vec<String> = self.counts().map(|(label, count)| format!("{count} {label}")).collect();
+                f.write_str(&counts.join(", "))
+            }
+        }
+    };
+}
+
+statistics! {
+    starts: "starts",
+    crashed_starts: "crashed while starting",
+    failed_starts: "failed by the device",
+    kills: "kills",
+    power_cuts: "power cuts",
+    clean_stops: "clean stops",
+    poisoned: "poisoned logs",
+    rolls: "segments rolled",
+    appended: "entries appended",
+    acknowledged: "acknowledged",
+    duplicates: "duplicates",
+    /// Entries, acknowledged or not, that a start did not find.
+    taken_back: "taken back",
+    seen: "batches seen",
+    read_from_disk: "read from disk",
+    refused: "appends refused",
+}

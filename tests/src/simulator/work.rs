@@ -1,0 +1,416 @@
+//! What clients and time do to a running broker, one random step after the other.
+
+use std::rc::Rc;
+
+use peregrine_broker::engine::{
+    BatchPlace, CatalogueDecision, Credit, Delivery, ProduceDecision, ReaderOwner, Refusal, StartAt, StoredBatch,
+    TopicState,
+};
+use peregrine_broker::log::AppendRefused;
+use peregrine_protocol::entry::entry_len;
+use peregrine_protocol::ids::{DurableLevel, Nanos, ProducerId, QueueId, SubscriptionId, TopicId};
+
+use super::process::{Append, ColdRead, Shard, Waiting};
+use super::producer::Producer;
+use super::reader::Reader;
+use super::simulation::{Process, Simulation};
+use super::violation::{Violation, promise};
+
+const TOPICS_MAX: usize = 4;
+const PRODUCERS_MAX: usize = 10;
+const READERS_MAX: usize = 8;
+/// Batches that one step sends at most.
+const BURST: u64 = 6;
+
+impl Simulation {
+    /// The work of a usual life.
+    pub(super) fn work_until_the_end(&mut self, process: &mut Process) -> Result<(), Violation> {
+        self.connect(process)?;
+        for _ in 0..self.configuration.actions {
+            self.act(process)?;
+            self.turn(process)?;
+        }
+        Ok(())
+    }
+
+    /// Readers go on where they were.
+    pub(super) fn connect(&mut self, process: &mut Process) -> Result<(), Violation> {
+        (0..self.readers.len()).try_for_each(|reader| self.subscribe(process, reader))
+    }
+
+    fn act(&mut self, process: &mut Process) -> Result<(), Violation> {
+        match self.random.below(100) {
+            0..45 => self.produce_some(process),
+            45..72 => {
+                let target = self.machine.now() + self.random.below(100_000);
+                self.pass_time(process, target)
+            }
+            72..82 => {
+                let target = self.machine.now() + self.random.below(3_000_000);
+                self.pass_time(process, target)
+            }
+            82..84 => {
+                let target = self.machine.now() + self.random.between(50_000_000, 1_500_000_000);
+                self.pass_time(process, target)
+            }
+            84..90 => self.add_producer(process),
+            90..95 => self.change_readers(process),
+            _ => self.change_catalogue(process),
+        }
+    }
+
+    /// Completes operations and keeps deadlines until `target`.
+    pub(super) fn pass_time(&mut self, process: &mut Process, target: u64) -> Result<(), Violation> {
+        loop {
+            let now = self.machine.now();
+            let deadlines = process.shards.iter().filter_map(|shard| shard.log.next_deadline());
+            let until = deadlines.map(|deadline| deadline.0).filter(|deadline| *deadline > now).min();
+            let until = until.unwrap_or(target).min(target);
+            let completed = self.machine.advance(until);
+            self.turn(process)?;
+            if !completed && self.machine.now() >= target {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Everything that can go on without time passing, once for each shard.
+    pub(super) fn turn(&mut self, process: &mut Process) -> Result<(), Violation> {
+        for shard in 0..process.shards.len() {
+            let now = self.now();
+            let was_poisoned = process.shards[shard].engine.is_poisoned();
+            process.shards[shard].turn(&mut self.random, &mut self.ledgers[shard], now)?;
+            self.statistics.rolls += process.shards[shard].take_rolls();
+            if process.shards[shard].engine.is_poisoned() && !was_poisoned {
+                self.poisoned(process, shard);
+            }
+            while let Some(waiting) = process.shards[shard].next_released() {
+                self.answer(shard, &waiting)?;
+            }
+            while let Some(read) = process.shards[shard].cold_reads.poll(&mut self.random) {
+                self.statistics.read_from_disk += 1;
+                let bytes = read.bytes.map_err(|error| Violation(format!("a read of the log failed: {error}")))?;
+                let ColdRead { reader, subscription, batch, .. } = read;
+                self.deliver(&mut process.shards[shard], shard, (reader, subscription), &batch, &bytes)?;
+            }
+            self.deliver_all(process, shard)?;
+        }
+        while let Some(state) = process.shards[0].engine.next_catalogue_effect() {
+            self.machine.note(&("takes effect", format!("{state:?}")));
+            self.catalogue.effect(&state)?;
+            for shard in &mut process.shards[1..] {
+                shard.engine.topic_changed(&state);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever waits hears that the outcome is unknown and asks again after the next start.
+    fn poisoned(&mut self, process: &mut Process, shard: usize) {
+        self.machine.note(&("poisoned", shard));
+        self.statistics.poisoned += 1;
+        for waiting in process.shards[shard].waiting.drain() {
+            if let Waiting::Batch { producer, .. } = waiting {
+                self.producers[producer].disconnected();
+            }
+        }
+    }
+
+    fn answer(&mut self, shard: usize, waiting: &Waiting) -> Result<(), Violation> {
+        match waiting {
+            Waiting::Batch { producer, mark, stored } => {
+                self.machine.note(&("acknowledged", shard, stored.position, stored.level));
+                self.statistics.acknowledged += 1;
+                let record = self.ledgers[shard].acknowledged(stored.position, stored.level)?;
+                promise!(
+                    record.header.payload_crc == *mark && record.header.base_offset == stored.base_offset,
+                    "batch {mark:08x} was answered with position {}, where another one stands",
+                    stored.position
+                );
+                self.producers[*producer].acknowledged(*mark, stored)
+            }
+            Waiting::Change { position } => self.ledgers[shard].acknowledged(*position, DurableLevel::Synced).map(drop),
+        }
+    }
+
+    // Producing.
+
+    fn produce_some(&mut self, process: &mut Process) -> Result<(), Violation> {
+        if self.producers.is_empty() {
+            return self.add_producer(process);
+        }
+        let producer = self.random.below(self.producers.len() as u64) as usize;
+        for _ in 0..self.random.between(1, BURST) {
+            if self.producers[producer].has_window() {
+                self.make_batch(producer);
+            }
+            if !self.send(process, producer)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_batch(&mut self, producer: usize) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let bytes = if self.random.one_in(40) {
+            self.random.below(self.configuration.payload_max() - 1_000)
+        } else {
+            self.random.below(self.configuration.batch_bytes)
+        };
+        let level = if self.random.coin() { DurableLevel::Memory } else { DurableLevel::Synced };
+        let marks = &self.marks;
+        let fresh = |mark| !marks.contains(&mark);
+        let mark = self.producers[producer].make_batch(&mut self.random, number, bytes, level, fresh);
+        self.marks.insert(mark);
+    }
+
+    /// Sends the producer's next batch. False where there is none or it was not taken.
+    pub(super) fn send(&mut self, process: &mut Process, producer: usize) -> Result<bool, Violation> {
+        let Some((offer, payload)) = self.producers[producer].next_offer() else { return Ok(false) };
+        let (topic, queue, mark) = (offer.topic, offer.queue, offer.payload_crc);
+        let Some(index) = self.shard_of(process, topic, queue) else {
+            self.producers[producer].ended = true;
+            return Ok(false);
+        };
+        let (wall, now) = (self.wall(), self.now());
+        let shard = &mut process.shards[index];
+        let stored = match shard.engine.decide_produce(&offer, wall) {
+            Ok(ProduceDecision::Duplicate(stored)) => {
+                self.statistics.duplicates += 1;
+                stored
+            }
+            Ok(ProduceDecision::Append(draft)) => {
+                self.machine.note(&("append", index, mark, draft.base_offset, draft.length, draft.flags));
+                // From here on a crash leaves the outcome unknown.
+                self.producers[producer].sent(mark, true);
+                match shard.append(&draft, &payload, &mut self.ledgers[index], now)? {
+                    Append::Done(header) => {
+                        self.statistics.appended += 1;
+                        self.machine.note(&("appended", header.position, header.epoch));
+                        StoredBatch::of_header(&header)
+                    }
+                    Append::Refused(refused) => {
+                        self.producers[producer].sent(mark, false);
+                        return self.not_appended(refused).map(|()| false);
+                    }
+                }
+            }
+            Err(refusal) => {
+                self.machine.note(&("refused", index, mark, refusal.code().number()));
+                self.producers[producer].refused(mark, &refusal)?;
+                return Ok(false);
+            }
+        };
+        self.producers[producer].sent(mark, true);
+        shard.waiting.wait(stored.level, stored.end, Waiting::Batch { producer, mark, stored });
+        Ok(true)
+    }
+
+    fn not_appended(&mut self, refused: AppendRefused) -> Result<(), Violation> {
+        self.statistics.refused += 1;
+        let expected = match refused {
+            AppendRefused::NoRoom | AppendRefused::Poisoned => true,
+            AppendRefused::DiskFull => self.devices_fail(),
+            _ => false,
+        };
+        promise!(expected, "an append was refused: {refused}");
+        Ok(())
+    }
+
+    fn add_producer(&mut self, process: &mut Process) -> Result<(), Violation> {
+        if self.catalogue.len() == 0 {
+            return self.change_catalogue(process);
+        }
+        if self.producers.len() >= PRODUCERS_MAX {
+            return Ok(());
+        }
+        if let Some((topic, queue)) = self.any_queue() {
+            let id = if self.random.one_in(5) { ProducerId::NONE } else { ProducerId(self.random.next_u64() | 1) };
+            self.producers.push(Producer::new(topic, queue, id));
+        }
+        Ok(())
+    }
+
+    fn any_queue(&mut self) -> Option<(TopicId, QueueId)> {
+        let live: Vec<_> = self.catalogue.live().map(|topic| (topic.id, topic.queues)).collect();
+        if live.is_empty() {
+            return None;
+        }
+        let (topic, queues) = *self.random.pick(&live);
+        Some((topic, QueueId(self.random.below(u64::from(queues)) as u32)))
+    }
+
+    /// The shard of a queue; `None` once its topic is gone.
+    fn shard_of(&self, process: &Process, topic: TopicId, queue: QueueId) -> Option<usize> {
+        match process.shards[0].engine.topic(topic) {
+            TopicState::Live(topic) => Some(usize::from(topic.shard_of(queue, self.configuration.shards).0)),
+            TopicState::Deleted(_) | TopicState::Unknown(_) => None,
+        }
+    }
+
+    // Reading.
+
+    fn change_readers(&mut self, process: &mut Process) -> Result<(), Violation> {
+        if self.readers.len() < READERS_MAX && (self.readers.is_empty() || self.random.one_in(3)) {
+            let Some((topic, queue)) = self.any_queue() else { return Ok(()) };
+            let start = match self.random.below(4) {
+                0 => StartAt::Latest,
+                1 => StartAt::Time(Nanos(self.wall().0.saturating_sub(self.random.below(10_000_000)))),
+                _ => StartAt::Earliest,
+            };
+            self.readers.push(Reader::new(topic, queue, start));
+            return self.subscribe(process, self.readers.len() - 1);
+        }
+        if self.readers.is_empty() {
+            return Ok(());
+        }
+        let index = self.random.below(self.readers.len() as u64) as usize;
+        let reader = &mut self.readers[index];
+        let (topic, queue) = (reader.topic, reader.queue);
+        let Some(id) = reader.subscription else { return self.subscribe(process, index) };
+        let place = reader.place();
+        let Some(shard) = self.shard_of(process, topic, queue) else { return Ok(()) };
+        let engine = &mut process.shards[shard].engine;
+        let owner = ReaderOwner(index as u64);
+        let done = match self.random.below(4) {
+            0 => {
+                self.readers[index].disconnected();
+                engine.unsubscribe(owner, id)
+            }
+            1 => place.map_or(Ok(()), |(epoch, offset)| engine.check_read(owner, id, epoch, offset)),
+            _ => {
+                engine.credit(owner, id, Credit { messages: self.random.below(40), bytes: self.random.below(100_000) })
+            }
+        };
+        // Its topic's end may be on its way to it.
+        promise!(
+            matches!(done, Ok(()) | Err(Refusal::UnknownSubscription)),
+            "a connected reader was refused: {done:?}"
+        );
+        Ok(())
+    }
+
+    fn subscribe(&mut self, process: &mut Process, index: usize) -> Result<(), Violation> {
+        let reader = &mut self.readers[index];
+        if reader.ended || reader.subscription.is_some() {
+            return Ok(());
+        }
+        let (topic, queue) = (reader.topic, reader.queue);
+        let Some(shard) = self.shard_of(process, topic, queue) else {
+            self.readers[index].ended = true;
+            return Ok(());
+        };
+        let credit = Credit { messages: self.random.between(1, 200), bytes: self.random.between(1_000, 1_000_000) };
+        let (reader, engine) = (&mut self.readers[index], &mut process.shards[shard].engine);
+        let start = reader.start();
+        match engine.subscribe(ReaderOwner(index as u64), topic, queue, start, credit) {
+            Ok((id, place)) => reader.subscribed(id, place.epoch, place.offset, &self.ledgers[shard]),
+            Err(refusal) => {
+                self.machine.note(&("reader refused", index, refusal.code().number()));
+                reader.refused(&refusal, &self.ledgers[shard])
+            }
+        }
+    }
+
+    /// Credit for more than any queue of a simulation holds.
+    pub(super) fn grant_credit(&mut self, process: &mut Process) -> Result<(), Violation> {
+        for index in 0..self.readers.len() {
+            let reader = &self.readers[index];
+            let (Some(id), Some(shard)) = (reader.subscription, self.shard_of(process, reader.topic, reader.queue))
+            else {
+                continue;
+            };
+            let credit = Credit { messages: 1 << 20, bytes: 1 << 30 };
+            let granted = process.shards[shard].engine.credit(ReaderOwner(index as u64), id, credit);
+            promise!(granted.is_ok(), "a connected reader's credit was refused: {granted:?}");
+        }
+        Ok(())
+    }
+
+    fn deliver_all(&mut self, process: &mut Process, index: usize) -> Result<(), Violation> {
+        let shard = &mut process.shards[index];
+        while let Some(delivery) = shard.engine.next_delivery() {
+            match delivery {
+                Delivery::Ended { owner, .. } => self.readers[owner.0 as usize].ended = true,
+                Delivery::Batch { owner, subscription, batch } => {
+                    let (reader, len) = (owner.0 as usize, entry_len(batch.length) as usize);
+                    if let Some(bytes) = shard.log.read_ring(batch.position, len) {
+                        let bytes: Rc<[u8]> = bytes.into();
+                        self.deliver(shard, index, (reader, subscription), &batch, &bytes)?;
+                        continue;
+                    }
+                    let read = shard.log.read_disk(batch.position, len);
+                    shard.cold_reads.spawn(async move { ColdRead { reader, subscription, batch, bytes: read.await } });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(
+        &mut self,
+        shard: &mut Shard,
+        index: usize,
+        (reader, subscription): (usize, SubscriptionId),
+        batch: &BatchPlace,
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
+        let header = shard.check_entry(bytes, batch.position)?;
+        self.statistics.seen += 1;
+        self.machine.note(&("seen", index, reader, batch.position, header.base_offset));
+        let reader = &mut self.readers[reader];
+        // It may have left while the disk was read.
+        if reader.subscription == Some(subscription) && !reader.ended {
+            reader.received(batch, &header, &self.ledgers[index])?;
+        }
+        shard.engine.delivered(subscription);
+        Ok(())
+    }
+
+    // The catalogue.
+
+    fn change_catalogue(&mut self, process: &mut Process) -> Result<(), Violation> {
+        let name = format!("topic-{}", self.random.below(TOPICS_MAX as u64));
+        let (wall, now) = (self.wall(), self.now());
+        let home = &mut process.shards[0];
+        let decision = match self.random.below(10) {
+            0 => {
+                self.catalogue.asks_to_delete(&name);
+                home.engine.decide_delete(&name, None, wall)
+            }
+            1..=2 => home.engine.decide_alter(&name, self.random.between(1, 6) as u32, wall),
+            _ => home.engine.decide_create(&name, self.random.between(1, 3) as u32, wall),
+        };
+        match decision {
+            Ok(CatalogueDecision::Append { draft, payload }) => {
+                let payload: Rc<[u8]> = payload.into();
+                match home.append(&draft, &payload, &mut self.ledgers[0], now)? {
+                    Append::Done(header) => {
+                        self.machine.note(&("change", name, header.position));
+                        let position = header.position;
+                        home.waiting.wait(DurableLevel::Synced, header.end(), Waiting::Change { position });
+                        Ok(())
+                    }
+                    Append::Refused(refused) => self.not_appended(refused),
+                }
+            }
+            Ok(CatalogueDecision::Done(_) | CatalogueDecision::After(_)) => Ok(()),
+            Err(refusal) => Self::must_be_sensible(&refusal),
+        }
+    }
+
+    fn must_be_sensible(refusal: &Refusal) -> Result<(), Violation> {
+        let sensible = matches!(
+            refusal,
+            Refusal::Poisoned
+                | Refusal::Busy { .. }
+                | Refusal::UnknownTopic
+                | Refusal::TopicExists { .. }
+                | Refusal::InvalidArgument(_)
+        );
+        promise!(sensible, "a change of the catalogue was refused: {refusal}");
+        Ok(())
+    }
+}
