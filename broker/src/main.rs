@@ -17,6 +17,7 @@ use peregrine_broker::control::shutdown;
 use peregrine_broker::shard::echo;
 use peregrine_broker::shard::run;
 use peregrine_broker::shard::runtime::{self, ExecutorOptions};
+use peregrine_protocol::limits::SHARDS_MAX;
 
 /// Frees across threads cheaply: what one shard allocates may be dropped on another.
 #[global_allocator]
@@ -60,10 +61,12 @@ fn serve(configuration: Configuration, started: Instant) -> Result<(), String> {
     let cores = runtime::cores().map_err(failed)?;
     let directory = DataDirectory::lock(&configuration.data).map_err(|error| error.to_string())?;
     let identity = directory
-        .identity(configuration.shards, (cores.len() as u16).min(peregrine_protocol::limits::SHARDS_MAX))
+        .identity(configuration.shards, (cores.len() as u16).min(SHARDS_MAX))
         .map_err(|error| error.to_string())?;
     checks::direct_writes(directory.path()).map_err(refused)?;
-    if let Some(warning) = checks::file_system(directory.path()) {
+    let executors = cores.len().min(usize::from(identity.shards));
+    let warnings = [checks::file_system(directory.path()), checks::descriptors(executors)];
+    for warning in warnings.into_iter().flatten() {
         tracing::warn!("{warning}");
     }
     let rings =
@@ -98,8 +101,8 @@ fn serve(configuration: Configuration, started: Instant) -> Result<(), String> {
     if outcome.is_ok() {
         tracing::info!("stopped");
     }
-    drop(log);
-    drop(directory);
+    // The lock is held until the process is gone: executors that still run may hold files in the directory.
+    std::mem::forget(directory);
     outcome
 }
 

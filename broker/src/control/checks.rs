@@ -19,8 +19,6 @@ use crate::shard::listener;
 
 /// Bytes of locked memory without which glommio makes no executor, whoever asks.
 const MEMLOCK_LEAST: u64 = 512 << 10;
-/// Descriptors that a shard and its executor take beside their connections, with room: rings, segments, pipes of the runtime.
-const DESCRIPTORS_PER_SHARD: u64 = 64;
 /// The page before the ring in its file.
 const RING_PAGE: u64 = BLOCK;
 
@@ -70,8 +68,8 @@ fn memlock_sentence(what: &str, limit: u64) -> String {
 }
 
 /// Raises the limit of open files as far as it goes; a warning where that is less than the connections that are allowed.
-pub fn descriptors(shards: u16, executors: usize) -> Option<String> {
-    let wanted = executors as u64 * CONNECTIONS_PER_EXECUTOR as u64 + u64::from(shards) * DESCRIPTORS_PER_SHARD;
+pub fn descriptors(executors: usize) -> Option<String> {
+    let wanted = executors as u64 * CONNECTIONS_PER_EXECUTOR as u64;
     match kernel::raise_descriptor_limit() {
         Ok(limit) if limit >= wanted => None,
         Ok(limit) => Some(format!(
