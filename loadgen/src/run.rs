@@ -209,7 +209,7 @@ impl Bench {
                 idle: if self.cores.idle == Idle::Spin { "spin" } else { "sleep" },
                 shared_cores: self.cores.idle == Idle::Sleep,
             },
-            broker_idle: Some(self.facts.idle.clone()).filter(|policy| !policy.is_empty()),
+            broker_idle: Some(self.facts.idle.clone()),
             notes,
             machine: report::machine(),
             command: command.to_owned(),

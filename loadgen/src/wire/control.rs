@@ -17,7 +17,7 @@ pub struct BrokerFacts {
     pub shards: u32,
     /// The cores of their executors; the first of those that this process may use where it does not say.
     pub cores: Vec<usize>,
-    /// Its idle policy, or empty.
+    /// Its idle policy; `adaptive`, the default, where it does not say.
     pub idle: String,
     /// Its data directory.
     pub data_dir: Option<PathBuf>,
@@ -29,7 +29,6 @@ pub struct BrokerFacts {
 
 impl BrokerFacts {
     fn of(greeting: &Greeting, stats: &serde_json::Value) -> Self {
-        let text = |key: &str| stats[key].as_str().unwrap_or_default().to_owned();
         let rows = stats["shards"].as_array().map(Vec::as_slice).unwrap_or_default();
         let mut cores: Vec<_> = rows.iter().filter_map(|row| Some(row["core"].as_u64()? as usize)).collect();
         cores.sort_unstable();
@@ -41,7 +40,7 @@ impl BrokerFacts {
         Self {
             shards: u32::from(greeting.shards),
             cores,
-            idle: text("idle"),
+            idle: stats["idle"].as_str().unwrap_or("adaptive").to_owned(),
             data_dir: stats["data_dir"].as_str().map(PathBuf::from),
             flushes: (!flushes.is_empty()).then(|| flushes.iter().sum()),
             message_max: greeting.message_max,
