@@ -22,6 +22,15 @@ pub enum Idle {
 }
 
 impl Idle {
+    /// As in the configuration.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Adaptive => "adaptive",
+            Self::Park => "park",
+        }
+    }
+
     /// How long an executor spins before it sleeps. `adaptive` is the configured time.
     pub fn spin(self, adaptive: Duration) -> Duration {
         match self {

@@ -1,5 +1,6 @@
 //! What all tasks of one executor share: its shards, its peers, its ends of the mesh, and its budgets.
 
+use crate::control::settings::Idle;
 use crate::engine::{HOME, Refusal};
 use crate::limits::{COLD_BLOCKS, COLD_READ, RECEIVE_FLOOR, RECEIVE_SCRATCH};
 use crate::shard::answers;
@@ -22,6 +23,7 @@ use peregrine_protocol::ids::{Correlation, Nanos, ShardId, SubscriptionId};
 use peregrine_protocol::message::ErrorAnswer;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// How shards lie on executors: shard k on executor k mod executors.
@@ -41,10 +43,14 @@ impl Layout {
     }
 }
 
-/// What every connection is told of the broker.
-#[derive(Clone, Copy, Debug)]
+/// What connections are told of the broker, and `peregrine stats` of the executor.
+#[derive(Clone, Debug)]
 pub struct Facts {
     pub directory: DirectoryId,
+    pub data: PathBuf,
+    pub idle: Idle,
+    /// The core that this executor is pinned to.
+    pub core: usize,
     pub message_max: u32,
     pub frame_max: u32,
 }

@@ -22,6 +22,7 @@ const PERCENTILES: [(&str, f64); 6] =
 pub struct ShardReport {
     shard: ShardId,
     executor: usize,
+    core: usize,
     stages: Stages,
     engine: EngineCounts,
     log: LogCounters,
@@ -66,15 +67,16 @@ pub fn local(executor: &Executor) -> Vec<ShardReport> {
         refused_connections: counters.refused_connections.get(),
         mesh_backlog: executor.mesh().backlog(),
     };
-    executor.local_shards().iter().map(|shard| of(shard, executor.index, figures)).collect()
+    executor.local_shards().iter().map(|shard| of(shard, executor, figures)).collect()
 }
 
-fn of(shard: &Shard, executor: usize, executor_figures: ExecutorFigures) -> ShardReport {
+fn of(shard: &Shard, executor: &Executor, executor_figures: ExecutorFigures) -> ShardReport {
     let core = shard.core.borrow();
     let counters = &shard.counters;
     ShardReport {
         shard: shard.id,
-        executor,
+        executor: executor.index,
+        core: executor.facts.core,
         stages: core.stages.clone(),
         engine: core.engine.counts(),
         log: core.log.counters(),
@@ -110,7 +112,11 @@ pub fn answer(executor: &Rc<Executor>, asker: Asker, correlation: Correlation, w
         }
         reports.sort_by_key(|report| report.shard);
         let value = match what {
-            Stats::Shards => json!({ "shards": reports.iter().map(figures).collect::<Vec<_>>() }),
+            Stats::Shards => json!({
+                "data_dir": executor.facts.data,
+                "idle": executor.facts.idle.word(),
+                "shards": reports.iter().map(figures).collect::<Vec<_>>(),
+            }),
             _ => latency(&reports),
         };
         let text = value.to_string();
@@ -150,6 +156,8 @@ fn figures(report: &ShardReport) -> Value {
     json!({
         "shard": report.shard.0,
         "executor": report.executor,
+        "core": report.core,
+        "flushes": log.durable_moves,
         "epoch": report.epoch,
         "published": report.published,
         "durable": report.durable,

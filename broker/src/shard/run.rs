@@ -54,6 +54,7 @@ pub enum RunError {
 /// What one executor takes with it to its thread.
 struct Task {
     index: usize,
+    core: usize,
     layout: Layout,
     settings: Settings,
     identity: Identity,
@@ -92,6 +93,7 @@ pub fn run(
         };
         let task = Task {
             index,
+            core: cores[index],
             layout,
             settings: settings.clone(),
             identity: *identity,
@@ -127,6 +129,9 @@ async fn serve(task: Task) {
     let Ok(background) = try_background() else { return startup.failed(RunError::Aborted) };
     let facts = Facts {
         directory: task.identity.id,
+        data: std::path::absolute(&task.settings.data).unwrap_or_else(|_| task.settings.data.clone()),
+        idle: task.settings.idle,
+        core: task.core,
         message_max: task.settings.message_max,
         frame_max: task.settings.frame_max,
     };
