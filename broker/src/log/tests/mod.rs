@@ -3,5 +3,6 @@
 
 mod bench;
 mod damage;
+mod device;
 mod running;
 mod starting;

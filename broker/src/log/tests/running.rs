@@ -4,7 +4,7 @@ use peregrine_protocol::entry::{Entry, EntryDraft, EntryKind, entry_len};
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::LogPosition;
 
-use super::bench::{Bench, draft, payload};
+use super::bench::{Bench, SimulatedLog, draft, payload};
 use crate::log::disk::BLOCK;
 use crate::log::disk::simulated::{Conditions, Crash};
 use crate::log::recovery::RingFate;
@@ -106,7 +106,7 @@ fn a_failed_write_poisons_and_the_ring_keeps_what_was_acknowledged() {
     process.wait_durable();
     let durable = process.log.durable();
     process.append_all(1..5, Memory, 100);
-    process.wait_until(|log| log.is_poisoned());
+    process.wait_until(SimulatedLog::is_poisoned);
     assert!(process.log.poison_reason().unwrap().contains("test switch"));
     assert_eq!(process.append(5, Memory, 100), Err(AppendRefused::Poisoned));
     assert_eq!(process.log.durable(), durable);
@@ -171,4 +171,29 @@ fn a_clean_stop_leaves_no_ring_and_refuses_appends() {
     let process = bench.start();
     process.assert_recovered(0..10, RingFate::Closed, 0);
     assert!(process.report.base - process.report.cut >= 1 << 30, "positions are never used twice");
+}
+
+#[test]
+fn the_largest_entry_finds_a_place_wherever_the_ring_ends() {
+    let mut bench = Bench::new();
+    bench.options.ring_bytes = 16 << 20;
+    bench.options.largest_entry = (4 << 20) - 4096;
+    let mut process = bench.start();
+    let payload = payload(0, (4 << 20) - 4096 - 96);
+    for number in 0..12 {
+        process.append_all(2 * number..2 * number + 1, Memory, 100 + 4096 * number as usize);
+        let draft = draft(2 * number + 1, Synced, &payload);
+        let mut large = loop {
+            match process.log.begin_large(&draft, process.now()) {
+                Ok(large) => break large,
+                Err(refused) => assert_eq!(refused, AppendRefused::NoRoom),
+            }
+            process.wait();
+        };
+        while !process.log.copy_step(&mut large, &payload) {}
+        process.turn();
+    }
+    process.wait_durable();
+    bench.crash(process, Crash::Power);
+    assert_eq!(bench.start().seen.headers.len(), 24);
 }

@@ -134,6 +134,18 @@ fn starts_and_kills_in_a_row_lose_nothing() {
 }
 
 #[test]
+fn a_kill_before_the_first_append_behind_a_jump_of_positions_is_no_damage() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 10, 10);
+    bench.crash(process, Crash::Power);
+    for fate in [RingFate::OtherBoot, RingFate::Recovered, RingFate::Recovered] {
+        let process = bench.start();
+        process.assert_recovered(0..10, fate, 0);
+        bench.crash(process, Crash::Kill);
+    }
+}
+
+#[test]
 fn a_missing_ring_is_an_error_until_that_very_ring_is_given_up() {
     let bench = Bench::new();
     let process = half_in_the_ring(&bench, 10, 25);
