@@ -44,8 +44,11 @@ impl Placement {
             let limit = lap_end.min(segment_end);
             let lap_starts = at.0.is_multiple_of(around.ring_bytes);
             let off_block = on_block && !at.0.is_multiple_of(BLOCK);
-            let unit_ends = at > unit_start && (on_block || lap_starts || at + len - unit_start > around.unit_bytes);
-            let seal = if at + len > limit {
+            let unit_ends = at > unit_start && (on_block || at + len - unit_start > around.unit_bytes);
+            // A unit that reached the ring's end ends there, wherever the entry goes.
+            let seal = if lap_starts && at > unit_start {
+                at
+            } else if at + len > limit {
                 limit
             } else if off_block || unit_ends {
                 LogPosition(at.0.next_multiple_of(BLOCK))
@@ -100,6 +103,19 @@ mod tests {
         assert_eq!(seals(Placement::find(&around(64), 1000, true)), Some((vec![4096], 4096, false)));
         let overfull = Placement::find(&around((128 << 10) - 64), 128, false);
         assert_eq!(seals(overfull), Some((vec![128 << 10], 128 << 10, false)));
+    }
+
+    #[test]
+    fn a_unit_that_ends_with_the_ring_takes_no_pad_behind_it() {
+        let lap = 1 << 20;
+        let rolling = Surroundings {
+            unit_start: LogPosition(lap - 4096),
+            segment_end: LogPosition(lap + 4096),
+            next_segment_end: Some(LogPosition(lap + (512 << 10))),
+            ..around(lap)
+        };
+        let end = lap + 4096;
+        assert_eq!(seals(Placement::find(&rolling, 100 << 10, true)), Some((vec![lap, end], end, true)));
     }
 
     #[test]
