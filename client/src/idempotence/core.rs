@@ -162,9 +162,14 @@ impl<T> ProducerCore<T> {
         self.outcomes.pop_front()
     }
 
-    /// Whether nothing waits and nothing is on its way.
+    /// Whether every message had its outcome, and each was taken.
     pub fn is_idle(&self) -> bool {
         self.outcomes.is_empty() && self.lanes.values().all(|entry| entry.lane.is_idle())
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.outcomes.is_empty() && self.lanes.values().all(|entry| entry.lane.is_empty())
     }
 
     fn queues_of(&self, shard: ShardId) -> Vec<QueueId> {

@@ -253,9 +253,15 @@ impl<T> Lane<T> {
         [sent, waiting, resend].into_iter().flatten().min()
     }
 
-    /// Whether nothing is on its way.
+    /// Whether nobody waits for anything.
     pub fn is_idle(&self) -> bool {
-        self.window.is_empty() && self.waiting.is_empty()
+        self.waiting.is_empty() && self.window.iter().all(|batch| batch.pending.is_empty())
+    }
+
+    /// Whether there is nothing to send either: timed out messages are sent on.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.window.is_empty()
     }
 
     /// Place of the first batch to send, if the oldest unsent one may go.

@@ -329,7 +329,7 @@ impl World {
                 self.answer(0, false);
             }
             self.act(&Action::Wait(1));
-            if self.core.is_idle() {
+            if self.core.is_empty() {
                 return;
             }
         }

@@ -119,7 +119,7 @@ impl FakeBroker {
     }
 
     /// Ends every connection and does not listen for a moment.
-    pub async fn kill(&self) {
+    pub fn kill(&self) {
         let _ = self.end.send(());
         self.state.lock().unwrap().epoch += 1;
     }
