@@ -176,6 +176,10 @@ fn with_gathered<R>(
     let mut missing = None;
     for run in outbox.runs() {
         let room = GATHER_BYTES.saturating_sub(gather.len());
+        let whole = match run {
+            Run::Own(bytes) => bytes.len(),
+            Run::Log(bytes) => bytes.len,
+        };
         let bytes = match run {
             _ if room == 0 => break,
             Run::Own(bytes) => &bytes[..bytes.len().min(room)],
@@ -192,7 +196,8 @@ fn with_gathered<R>(
                 }
             }
         };
-        if !gather.push(bytes) {
+        // A run of which the block holds only the beginning ends the gathering: what follows it may not go before its end.
+        if !gather.push(bytes) || bytes.len() < whole {
             break;
         }
     }
