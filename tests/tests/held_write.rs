@@ -33,7 +33,7 @@ fn body(queue: QueueId, number: u64) -> Vec<String> {
 
 /// Device writes that the only shard has issued in this run.
 fn writes(connection: &mut Connection) -> u64 {
-    connection.shard_statistics()["shards"][0]["writes"].as_u64().expect("shards count their writes")
+    connection.shard_statistics()["shards"][0]["log"]["writes"].as_u64().expect("shards count their writes")
 }
 
 fn send(connection: &mut Connection, topic: TopicId, queue: QueueId, number: u64, level: DurableLevel) -> Correlation {

@@ -7,12 +7,14 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::ids::ShardId;
 use peregrine_protocol::limits::BLOCK;
 
 use super::configuration::quantity::show_size;
+use super::directory::{HELD_BY_THE_DEAD, RETRY};
 use super::kernel::{self, FileSystem};
 use crate::limits::CONNECTIONS_PER_EXECUTOR;
 use crate::shard::listener;
@@ -167,9 +169,15 @@ pub fn ring_space(directory: &Path, id: DirectoryId, shards: u16, ring_bytes: u6
     )))
 }
 
-/// The listening socket.
+/// The listening socket. An address in use is tried again for a while: it may be that of a broker that was just killed.
 pub fn listen(address: SocketAddr) -> Result<TcpListener, Refusal> {
-    listener::bind(address).map_err(|error| {
+    let until = Instant::now() + HELD_BY_THE_DEAD;
+    let mut bound = listener::bind(address);
+    while bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) && Instant::now() < until {
+        std::thread::sleep(RETRY);
+        bound = listener::bind(address);
+    }
+    bound.map_err(|error| {
         Refusal(match error.kind() {
             io::ErrorKind::AddrInUse => {
                 format!("the address {address} is in use by another process; stop that one, or choose another --listen")

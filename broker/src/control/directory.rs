@@ -29,9 +29,10 @@ const IDENTITY_NEW: &str = "identity.new";
 const BEFORE_IDENTITY: [&str; 3] = [LOCK, IDENTITY_NEW, "lost+found"];
 /// The version of the data directory's layout.
 const FORMAT: u32 = 1;
-/// io_uring keeps a dead process's files open for a moment, so the lock of a killed broker outlives it a little.
-const LOCK_WITHIN: Duration = Duration::from_secs(2);
-const LOCK_RETRY: Duration = Duration::from_millis(20);
+/// io_uring keeps a dead process's files and sockets open for a moment, so that the lock and the address of a killed broker
+/// outlive it a little: so long, and looked at again so often.
+pub(super) const HELD_BY_THE_DEAD: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_millis(20);
 
 /// A data directory that this process holds.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl DataDirectory {
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.join(LOCK));
         let lock = lock.map_err(io("open the lock of"))?;
-        let until = Instant::now() + LOCK_WITHIN;
+        let until = Instant::now() + HELD_BY_THE_DEAD;
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock }),
@@ -66,7 +67,7 @@ impl DataDirectory {
                 Err(TryLockError::WouldBlock) if Instant::now() >= until => {
                     return Err(DirectoryError::InUse(path.to_owned()));
                 }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_RETRY),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(RETRY),
             }
         }
     }
