@@ -13,15 +13,18 @@ use crate::limits::{RECORD_ALIGN, RECORD_HEADER_LEN, RECORDS_MAX, SECTIONS_MAX};
 pub struct Batch<'a> {
     payload: &'a [u8],
     count: u32,
+    largest: u32,
 }
 
 impl<'a> Batch<'a> {
     /// Takes `payload` for a batch of `count` records, or says why it is none.
     pub fn new(payload: &'a [u8], count: u32) -> Result<Self, RecordError> {
         let mut rest = payload;
-        let mut held = 0u32;
+        let (mut held, mut largest) = (0u32, 0);
         while !rest.is_empty() {
-            (_, rest) = split(rest)?;
+            let (record, after) = split(rest)?;
+            rest = after;
+            largest = largest.max(record.len() as u32);
             held += 1;
             if held > RECORDS_MAX {
                 break;
@@ -30,7 +33,7 @@ impl<'a> Batch<'a> {
         if held != count || count == 0 || count > RECORDS_MAX {
             return Err(RecordError::Count { said: count, held });
         }
-        Ok(Self { payload, count })
+        Ok(Self { payload, count, largest })
     }
 
     /// Checks every record to the last byte as well.
@@ -43,13 +46,7 @@ impl<'a> Batch<'a> {
 
     /// The length field of the largest record, which is what the message limit bounds.
     pub fn largest_record(&self) -> u32 {
-        let mut rest = self.payload;
-        let mut largest = 0;
-        while let Ok((record, after)) = split(rest) {
-            largest = largest.max(record.len() as u32);
-            rest = after;
-        }
-        largest
+        self.largest
     }
 
     pub fn count(&self) -> u32 {

@@ -62,6 +62,9 @@ impl Draft {
     /// The settings, with `shards` as the data directory has it. An error is a sentence that says what to change.
     pub fn settle(self, data: PathBuf, listen: SocketAddr, shards: u16) -> Result<Settings, String> {
         let sizes = Sizes::of(&self)?;
+        if let Some((shard, _)) = self.discard_rings.iter().find(|(shard, _)| shard.0 >= shards) {
+            return Err(format!("discard_ring names shard {shard}, but there are only {shards}, counted from 0"));
+        }
         Ok(Settings {
             data,
             listen,

@@ -82,6 +82,7 @@ fn settings_that_repeat_come_in_lists() {
     assert_eq!(settings.discard_ring(peregrine_protocol::ids::ShardId(1)), Some(peregrine_protocol::ids::Epoch(8)));
     assert_eq!(settings.discard_ring(peregrine_protocol::ids::ShardId(2)), None);
     assert_eq!(settings.test_faults, [TestFault::HoldFlushes]);
+    refused(settled(&["--discard-ring=2:9"]), &["shard 2"]);
     let settings = settled(&["--test-fault", "hold-write=3", "--test-fault=kill-after-step=2"]).unwrap();
     assert_eq!(settings.test_faults, [TestFault::HoldWrite(3), TestFault::KillAfterStep(2)]);
 }
