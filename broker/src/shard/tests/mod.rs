@@ -2,9 +2,10 @@
 
 mod serving;
 
+use crate::control::settings::Settings;
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::DurableLevel;
-use peregrine_protocol::message::{Produce, Request, Stats};
+use peregrine_protocol::ids::{DurableLevel, Epoch, QueueId, QueueOffset};
+use peregrine_protocol::message::{Fetch, Produce, Request, Stats};
 use serving::{Said, batch, head, serve, settings};
 use tempfile::TempDir;
 
@@ -121,6 +122,67 @@ fn an_unknown_topic_is_asked_for_and_then_refused() {
         match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
             Said::Error { code, .. } => assert_eq!(code, ErrorCode::UnknownTopic.number()),
             other => panic!("{other:?}"),
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
+/// A block of the log that was read from disk ended within a payload; what followed in the outbox was sent in the payload's
+/// place.
+#[test]
+fn a_payload_that_ends_beyond_its_block_is_sent_whole() {
+    let (data, rings) = directories();
+    let settings = Settings { ring_bytes: 1 << 20, largest_entry: 256 << 10, ..settings(data.path(), rings.path(), 1) };
+    let serving = serve(&settings);
+    let mut client = serving.client(None);
+    let topic = client.create("cold", 2);
+    let payload_of = |queue: u32, number: u32| {
+        let body: Vec<u8> = (0..20_000 + number * 37).map(|at| (at * 13 + number * 7 + queue) as u8).collect();
+        batch(&body)
+    };
+    for number in 0..200 {
+        for queue in 0..2 {
+            let payload = payload_of(queue, number);
+            let head = head(topic, queue, DurableLevel::Memory, &payload);
+            match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
+                Said::Stored(stored) => assert_eq!(stored.base_offset.0, u64::from(number)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    // Far behind the ring, by subscription and by fetch.
+    for queue in 0..2 {
+        client.subscribe(topic, queue);
+        for number in 0..200 {
+            match client.receive().1 {
+                Said::Batch { head, payload, .. } => {
+                    assert_eq!(head.base_offset.0, u64::from(number));
+                    assert!(payload == payload_of(queue, number), "bytes of {number} in queue {queue} differ");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut next = 0;
+        while next < 200 {
+            let fetch = Fetch {
+                topic,
+                queue: QueueId(queue),
+                epoch: Epoch::ANY,
+                offset: QueueOffset(next),
+                max_messages: 1000,
+                max_bytes: 300_000,
+            };
+            match client.ask(&Request::Fetch(fetch)) {
+                Said::Fetched { end, batches } => {
+                    assert_eq!((end.0, batches.is_empty()), (200, false));
+                    for (head, payload) in batches {
+                        assert_eq!(head.base_offset.0, next);
+                        assert!(payload == payload_of(queue, next as u32), "bytes of {next} in queue {queue} differ");
+                        next += 1;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
     assert!(serving.stop().is_ok());
