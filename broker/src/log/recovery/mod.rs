@@ -169,7 +169,9 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     let ring = Ring::set_up(new_ring, &page, fresh.end());
     reached(RecoveryStep::RingReady);
 
-    if let Some((path, memory)) = old_ring {
+    if let Some((path, memory)) = old_ring
+        && !options.faults.has(Planted::IgnoreRingEpoch)
+    {
         drop(memory);
         rings.remove(&path).map_err(io_error(options, || format!("unlink the staging ring {path} of earlier runs")))?;
     }
