@@ -82,7 +82,8 @@ fn survives_kills(shards: u16, level: &str) {
         // last one. Where exactly is chance: a pause that stands for no condition.
         spin(Duration::from_micros(random.below(KILL_WITHIN_MICROS)));
         broker.kill_nine();
-        broker.start_again();
+        let from_ring = broker.start_again().messages_from_ring;
+        eprintln!("killed behind line {cut}: {from_ring} messages came back from the ring");
     }
     hand_over(&mut input, &data.lines()[handed..]);
     drop(input);
