@@ -10,8 +10,9 @@ use super::table::{Row, TABLE};
 use super::{Configuration, Draft, file};
 use crate::control::settings::Idle;
 
-/// Variables with our prefix that other programs of the house read.
-const FOREIGN_VARIABLES: [&str; 1] = ["PEREGRINE_BROKER"];
+/// Variables with our prefix that other programs of the house read: the command line, and the tests.
+const FOREIGN_VARIABLE: &str = "PEREGRINE_BROKER";
+const FOREIGN_PREFIX: &str = "PEREGRINE_TEST_";
 const CONFIG_VARIABLE: &str = "PEREGRINE_CONFIG";
 
 /// What the process is asked to do.
@@ -62,7 +63,8 @@ fn serve(matches: &ArgMatches, environment: &[(String, String)]) -> Result<Confi
     let config = matches.get_one::<PathBuf>("config").cloned().or(from_environment);
     let (draft, chosen) = gather(matches, environment, config.as_ref())?;
     let known = |name: &str| {
-        name == CONFIG_VARIABLE || FOREIGN_VARIABLES.contains(&name) || TABLE.iter().any(|row| row.variable() == name)
+        let foreign = name == FOREIGN_VARIABLE || name.starts_with(FOREIGN_PREFIX);
+        name == CONFIG_VARIABLE || foreign || TABLE.iter().any(|row| row.variable() == name)
     };
     let unknown_variables = environment.iter().map(|(name, _)| name).filter(|name| !known(name)).cloned().collect();
     Ok(Configuration {

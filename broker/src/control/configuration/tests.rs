@@ -131,7 +131,8 @@ fn limits_that_do_not_fit_each_other_are_refused() {
 
 #[test]
 fn unknown_variables_are_told_of() {
-    let environment = [("PEREGRINE_RING_SISE", "1MiB"), ("PEREGRINE_BROKER", "localhost:1")];
+    let environment =
+        [("PEREGRINE_RING_SISE", "1MiB"), ("PEREGRINE_BROKER", "localhost:1"), ("PEREGRINE_TEST_KILLS", "5")];
     assert_eq!(configured(&[], &environment).unknown_variables, ["PEREGRINE_RING_SISE"]);
 }
 
