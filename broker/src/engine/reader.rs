@@ -24,6 +24,9 @@ use crate::limits;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReaderOwner(pub u64);
 
+/// Generations of a slot before they begin again: 22 bits, so that ids leave ten bits for the shard on the wire.
+const GENERATIONS: u32 = (1 << 22) - 1;
+
 /// Names a subscription within this engine, while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderKey {
@@ -327,7 +330,7 @@ impl Readers {
     fn remove(&mut self, key: ReaderKey) {
         let place = &mut self.slots[key.index as usize];
         assert!(place.generation == key.generation, "a reader is removed once");
-        place.generation = place.generation.wrapping_add(1);
+        place.generation = place.generation.wrapping_add(1) & GENERATIONS;
         let Some(reader) = place.reader.take() else { unreachable!("a reader is removed once") };
         self.free.push(key.index);
         let Some(owned) = self.by_owner.get_mut(&reader.owner) else { unreachable!("a reader has an owner") };

@@ -101,7 +101,7 @@ pub fn ask(executor: &Rc<Executor>, shard: &Rc<Shard>, mut asked: ChangeAsked) {
             }
         }
     };
-    match refused {
+    match *refused {
         (asked, Some(code)) => executor.refuse(asked.asker, asked.correlation, code),
         (asked, None) => wait_for_room(executor, shard, asked),
     }
@@ -114,9 +114,9 @@ fn log(
     draft: &EntryDraft,
     payload: &[u8],
     asked: ChangeAsked,
-) -> Result<(), (ChangeAsked, Option<ErrorCode>)> {
+) -> Result<(), Box<(ChangeAsked, Option<ErrorCode>)>> {
     if !Shard::has_place_to_wait(core) {
-        return Err((asked, None));
+        return Err(Box::new((asked, None)));
     }
     match core.log.append(draft, payload, clock::monotonic()) {
         Ok(appended) => {
@@ -128,7 +128,7 @@ fn log(
             shard.work.raise();
             Ok(())
         }
-        Err(refused) => Err((asked, answers::append_refused(refused))),
+        Err(refused) => Err(Box::new((asked, answers::append_refused(refused)))),
     }
 }
 
@@ -145,7 +145,7 @@ fn wait_for_room(executor: &Rc<Executor>, shard: &Rc<Shard>, asked: ChangeAsked)
 }
 
 /// At home: changes took effect, and these requests asked for them. They are told to every shard before they are answered.
-pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: Vec<TopicState>, changes: Vec<ChangeAsked>) {
+pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: &[TopicState], changes: Vec<ChangeAsked>) {
     for other in executor.local_shards() {
         for state in effects.iter().filter(|_| other.id != HOME) {
             other.learn(state);
@@ -163,7 +163,7 @@ pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: Vec<TopicSta
         home.next
     };
     for peer in executor.mesh().peers() {
-        for state in &effects {
+        for state in effects {
             let told = Request::Topic { executor: executor.index as u16, change: round, state: state.clone() };
             executor.mesh().request(peer, told);
         }
@@ -214,18 +214,17 @@ pub fn row(topic: &Topic) -> TopicRow<'_> {
 /// that was news.
 pub async fn ask_home(executor: &Rc<Executor>, shard: ShardId, topic: TopicId) -> bool {
     let before = executor.shard(shard).map(|shard| shard.topic(topic));
-    let state = match executor.shard(HOME) {
-        Some(home) => home.topic(topic),
-        None => {
-            let home = executor.layout.executor_of(HOME);
-            let asked = executor.tickets.ask(|ticket| {
-                let ask = Request::AskTopic { executor: executor.index as u16, ticket, topic };
-                executor.mesh().request(home, ask);
-            });
-            match asked.await {
-                Some(Reply::Topic(state)) => state,
-                _ => return false,
-            }
+    let state = if let Some(home) = executor.shard(HOME) {
+        home.topic(topic)
+    } else {
+        let home = executor.layout.executor_of(HOME);
+        let asked = executor.tickets.ask(|ticket| {
+            let ask = Request::AskTopic { executor: executor.index as u16, ticket, topic };
+            executor.mesh().request(home, ask);
+        });
+        match asked.await {
+            Some(Reply::Topic(state)) => state,
+            _ => return false,
         }
     };
     for local in executor.local_shards() {

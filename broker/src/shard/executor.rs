@@ -189,7 +189,7 @@ impl Executor {
                 self.mesh().request(self.layout.executor_of(shard), Request::HandOver(Box::new(handed)));
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be handed to its shard's executor; it is closed")
+                tracing::warn!(%error, "a connection could not be handed to its shard's executor; it is closed");
             }
         }
     }

@@ -157,9 +157,8 @@ async fn handle_forwarded(executor: Rc<Executor>, shard: ShardId, queues: Rc<Vec
 
 async fn handle_one(executor: &Rc<Executor>, shard: ShardId, forwarded: &Forwarded) {
     let asker = Asker::There { executor: forwarded.executor, connection: forwarded.connection, shard };
-    let frame = match frame::decode(&forwarded.frame, executor.facts.frame_max) {
-        Ok(Received::Frame(frame)) => frame,
-        _ => unreachable!("the frame was whole when it was sent on"),
+    let Ok(Received::Frame(frame)) = frame::decode(&forwarded.frame, executor.facts.frame_max) else {
+        unreachable!("the frame was whole when it was sent on")
     };
     let mut routed = router::route(executor, asker, &frame, forwarded.received_at);
     while let Err(wait) = routed {

@@ -93,6 +93,10 @@ impl Peers {
         Some(removed)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         let table = self.table.borrow();

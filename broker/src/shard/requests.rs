@@ -81,7 +81,7 @@ pub fn handle(
             catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
         }
         Request::Subscribe(asked) => return subscribe(executor, shard, asker, correlation, &asked),
-        Request::Unsubscribe(asked) => unsubscribe(executor, shard, asker, correlation, &asked),
+        Request::Unsubscribe(asked) => unsubscribe(executor, shard, asker, correlation, asked),
         Request::Credit(given) => credit(executor, shard, asker, correlation, &given),
         Request::Ack(given) => ack(executor, shard, asker, correlation, &given),
         Request::Fetch(asked) => return fetch(executor, shard, asker, correlation, &asked),
@@ -163,7 +163,7 @@ fn subscribe(
     }
 }
 
-fn unsubscribe(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, asked: &Unsubscribe) {
+fn unsubscribe(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, asked: Unsubscribe) {
     let (_, id) = subscriptions::from_wire(asked.subscription);
     let peer = proxy::known_peer_of(executor, asker);
     let ended = peer.ok_or(Refusal::UnknownSubscription).and_then(|peer| {

@@ -126,7 +126,8 @@ pub fn run(
 /// One executor, from start to stop. What goes wrong is told through the start-up.
 async fn serve(task: Task) {
     let startup = task.startup.clone();
-    let Ok(background) = try_background() else { return startup.failed(RunError::Aborted) };
+    let shares = Shares::Static(BACKGROUND_SHARES);
+    let background = glommio::executor().create_task_queue(shares, Latency::NotImportant, "background");
     let facts = Facts {
         directory: task.identity.id,
         data: std::path::absolute(&task.settings.data).unwrap_or_else(|_| task.settings.data.clone()),
@@ -166,10 +167,6 @@ async fn serve(task: Task) {
     }
     stop::stop(&executor, &startup).await;
     startup.ended();
-}
-
-fn try_background() -> Result<glommio::TaskQueueHandle, ()> {
-    Ok(glommio::executor().create_task_queue(Shares::Static(BACKGROUND_SHARES), Latency::NotImportant, "background"))
 }
 
 /// Recovers a shard and installs it.

@@ -229,7 +229,7 @@ impl Shard {
             self.hand_out(executor, &mut core.engine, now);
         }
         if !effects.is_empty() || !changes.is_empty() {
-            catalogue::took_effect(executor, self, effects, changes);
+            catalogue::took_effect(executor, self, &effects, changes);
         }
         for asked in again {
             catalogue::ask(executor, self, asked);

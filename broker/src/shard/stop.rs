@@ -35,7 +35,7 @@ pub async fn stop(executor: &Rc<Executor>, startup: &Startup) {
     })
     .await;
     // Their acknowledgements leave as long as their sockets take them.
-    until(LINGER, || executor.peers.len() == 0).await;
+    until(LINGER, || executor.peers.is_empty()).await;
     for connection in connections(executor) {
         connection.close();
     }

@@ -187,13 +187,11 @@ fn with_gathered<R>(
             Run::Log(bytes) => {
                 let len = bytes.len.min(room);
                 let found = log.as_ref().and_then(|log| log.get(bytes.position, len));
-                match found.or_else(|| cold.as_ref()?.get(bytes.shard, bytes.position, len)) {
-                    Some(found) => found,
-                    None => {
-                        missing = Some(bytes);
-                        break;
-                    }
-                }
+                let Some(found) = found.or_else(|| cold.as_ref()?.get(bytes.shard, bytes.position, len)) else {
+                    missing = Some(bytes);
+                    break;
+                };
+                found
             }
         };
         // A run of which the block holds only the beginning ends the gathering: what follows it may not go before its end.

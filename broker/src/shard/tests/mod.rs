@@ -92,7 +92,7 @@ fn a_large_batch_is_taken_in_steps_and_comes_back_whole() {
     let mut client = serving.client(Some(0));
     let topic = client.create("large", 2);
     for queue in 0..2 {
-        let body: Vec<u8> = (0..900_000_u32).map(|at| (at * 7 >> 3) as u8).collect();
+        let body: Vec<u8> = (0..900_000_u32).map(|at| ((at * 7) >> 3) as u8).collect();
         let payload = batch(&body);
         let produce = Produce { head: head(topic, queue, DurableLevel::Synced, &payload), payload: &payload };
         assert!(matches!(client.ask(&Request::Produce(produce)), Said::Stored(_)));
@@ -104,7 +104,7 @@ fn a_large_batch_is_taken_in_steps_and_comes_back_whole() {
         let mut wrong = head(topic, queue, DurableLevel::Synced, &payload);
         wrong.payload_crc ^= 1;
         match client.ask(&Request::Produce(Produce { head: wrong, payload: &payload })) {
-            Said::Error { code, .. } => assert_eq!(code, ErrorCode::CorruptPayload.number()),
+            Said::Error { code } => assert_eq!(code, ErrorCode::CorruptPayload.number()),
             other => panic!("{other:?}"),
         }
     }
@@ -120,7 +120,7 @@ fn an_unknown_topic_is_asked_for_and_then_refused() {
         let payload = batch(b"x");
         let head = head(peregrine_protocol::ids::TopicId(99), 0, DurableLevel::Memory, &payload);
         match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
-            Said::Error { code, .. } => assert_eq!(code, ErrorCode::UnknownTopic.number()),
+            Said::Error { code } => assert_eq!(code, ErrorCode::UnknownTopic.number()),
             other => panic!("{other:?}"),
         }
     }
