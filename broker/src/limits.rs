@@ -57,8 +57,9 @@ pub const GATHER_PAYLOADS: usize = 32;
 pub const GATHER_BYTES: usize = 64 * KIB;
 /// One direct read of the log for a consumer that is behind the ring.
 pub const COLD_READ: usize = 256 * KIB;
-/// Such blocks held at once on one executor: 32 × 256 KiB = 8 MiB. Who finds none waits for its turn.
-pub const COLD_BLOCKS: usize = 32;
+/// What such blocks may hold together on one executor, 32 of them, or one batch that is fetched whole and is larger than that.
+/// Who finds none left waits for its turn.
+pub const COLD_BUDGET: usize = 8 * MIB;
 
 // --- Requests --------------------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ pub fn ask(executor: &Rc<Executor>, shard: &Rc<Shard>, mut asked: ChangeAsked) {
             },
             Ok(CatalogueDecision::After(end)) => {
                 core.waiting.wait(DurableLevel::Synced, end, Waiting::ChangeAgain(asked));
+                shard.work.raise();
                 return;
             }
             Ok(CatalogueDecision::Done(topic)) => {

@@ -2,7 +2,7 @@
 
 use crate::control::settings::Idle;
 use crate::engine::{HOME, Refusal};
-use crate::limits::{COLD_BLOCKS, COLD_READ, RECEIVE_FLOOR, RECEIVE_SCRATCH};
+use crate::limits::{COLD_BUDGET, COLD_READ, RECEIVE_FLOOR, RECEIVE_SCRATCH};
 use crate::shard::answers;
 use crate::shard::connection::outbox::LogBytes;
 use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
@@ -85,7 +85,8 @@ pub struct Executor {
     pub proxies: RefCell<HashMap<(u16, PeerId), PeerId>>,
     /// Frames from other executors that are not handled yet.
     pub forwarded_here: Cell<usize>,
-    cold_blocks: Cell<usize>,
+    /// Bytes of the blocks that outlets hold.
+    cold_bytes: Cell<usize>,
     stopping: Cell<bool>,
 }
 
@@ -106,7 +107,7 @@ impl Executor {
             credits: (0..layout.shards).map(|_| Credit::default()).collect(),
             proxies: RefCell::default(),
             forwarded_here: Cell::new(0),
-            cold_blocks: Cell::new(0),
+            cold_bytes: Cell::new(0),
             stopping: Cell::new(false),
         })
     }
@@ -303,23 +304,25 @@ impl Executor {
         let LogBytes { shard: id, position, len: need } = missing;
         let Some(shard) = self.shard(id) else { return false };
         self.drop_cold(outlet);
-        while self.cold_blocks.get() >= COLD_BLOCKS {
+        // A block is at least COLD_READ bytes, or one large batch that is fetched whole.
+        let bytes = need.max(COLD_READ);
+        while self.cold_bytes.get() > 0 && self.cold_bytes.get() + bytes > COLD_BUDGET {
             // Those who hold blocks give them back as their sockets take them; a timer is enough for who is far behind.
             glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
         }
-        self.cold_blocks.set(self.cold_blocks.get() + 1);
+        self.cold_bytes.set(self.cold_bytes.get() + bytes);
         let read = shard.read_disk(position, need, COLD_READ);
         let read = match glommio::spawn_local_into(read, self.background) {
             Ok(task) => task.await,
             Err(_) => unreachable!("the background queue lives as long as the executor"),
         };
         match read {
-            Ok(bytes) => {
-                *outlet.cold.borrow_mut() = Some(ColdBlock { shard: id, start: position, bytes });
+            Ok(read) => {
+                *outlet.cold.borrow_mut() = Some(ColdBlock { shard: id, start: position, bytes: read, charged: bytes });
                 true
             }
             Err(error) => {
-                self.cold_blocks.set(self.cold_blocks.get() - 1);
+                self.cold_bytes.set(self.cold_bytes.get() - bytes);
                 tracing::error!(shard = id.0, position = position.0, %error, "a consumer's messages cannot be read");
                 false
             }
@@ -328,8 +331,8 @@ impl Executor {
 
     /// Gives an outlet's block back.
     pub fn drop_cold(&self, outlet: &Outlet) {
-        if outlet.cold.borrow_mut().take().is_some() {
-            self.cold_blocks.set(self.cold_blocks.get() - 1);
+        if let Some(block) = outlet.cold.borrow_mut().take() {
+            self.cold_bytes.set(self.cold_bytes.get() - block.charged);
         }
     }
 

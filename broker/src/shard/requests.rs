@@ -12,7 +12,7 @@ use crate::shard::router::{Asker, Wait};
 use crate::shard::state::Shard;
 use crate::shard::{answers, produce, subscriptions};
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::frame::{Frame, Kind};
+use peregrine_protocol::frame::{Frame, Kind, Sender};
 use peregrine_protocol::ids::{Correlation, Nanos, ShardId, TopicId};
 use peregrine_protocol::limits::FETCH_BATCHES_MAX;
 use peregrine_protocol::message::consume::AckAnswer;
@@ -20,6 +20,7 @@ use peregrine_protocol::message::{
     Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, FetchBody, LookUp, LookUpAnswer, Produce, ProduceHead,
     Request, Start, Subscribe, SubscribeAnswer, Unsubscribe,
 };
+use peregrine_protocol::preamble::PROTOCOL_VERSION;
 use std::rc::Rc;
 
 /// Whether a request of this kind is answered. Credit is not, unless it is wrong.
@@ -47,7 +48,8 @@ pub fn handle(
     received_at: Nanos,
 ) -> Result<(), Wait> {
     let correlation = frame.head.correlation;
-    if frame.head.kind == Kind::Produce as u8 {
+    let version_and_sender = (frame.head.version, frame.head.sender());
+    if frame.head.kind == Kind::Produce as u8 && version_and_sender == (PROTOCOL_VERSION, Sender::Client) {
         // The one on every message's path, before all others.
         return match ProduceHead::decode(frame.header) {
             Ok(head) => {

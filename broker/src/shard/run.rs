@@ -108,7 +108,7 @@ pub fn run(
             serve(task).await;
             std::future::pending::<()>().await;
         });
-        std::mem::forget(started.map_err(RunError::Executor)?);
+        watch_over(started.map_err(RunError::Executor)?, &startup)?;
     }
     let messages_from_ring = startup.wait_recovered().inspect_err(|_| watchdog.end())?;
     ready(Ready { messages_from_ring });
@@ -121,6 +121,17 @@ pub fn run(
         tracing::error!("{failure}");
     }
     failures.pop().map_or(Ok(()), Err)
+}
+
+/// An executor that cannot be made says so only to who joins its thread.
+fn watch_over(executor: runtime::Handle<()>, startup: &Arc<Startup>) -> Result<(), RunError> {
+    let startup = startup.clone();
+    let watch = move || {
+        if let Err(error) = executor.join() {
+            startup.failed(RunError::Executor(error.into()));
+        }
+    };
+    std::thread::Builder::new().name("executor-end".to_owned()).spawn(watch).map(drop).map_err(RunError::Executor)
 }
 
 /// One executor, from start to stop. What goes wrong is told through the start-up.

@@ -160,8 +160,7 @@ impl Shard {
         cold: Option<&ColdBlock>,
         use_it: impl FnOnce(EntryHeader, &[u8]) -> R,
     ) -> Result<R, LogBytes> {
-        let missing =
-            LogBytes { shard: self.id, position: batch.position, len: ENTRY_HEADER_LEN + batch.length as usize };
+        let missing = LogBytes { shard: self.id, position: batch.position, len };
         let core = self.core.borrow();
         let in_ring = core.log.get().and_then(|log| log.read_ring(batch.position, len));
         let in_block = || cold?.get(self.id, batch.position, len).filter(|bytes| bytes.len() == len);

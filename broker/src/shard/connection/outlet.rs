@@ -60,6 +60,8 @@ pub struct ColdBlock {
     pub shard: ShardId,
     pub start: LogPosition,
     pub bytes: Box<dyn std::ops::Deref<Target = [u8]>>,
+    /// What of the executor's budget it takes.
+    pub charged: usize,
 }
 
 impl ColdBlock {

@@ -18,6 +18,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::task::Waker;
 
+/// Spare buffers that an executor keeps: 256 KiB.
+const SPARE_BUFFERS: usize = 64;
+
 /// Bytes that partial frames of one executor may hold together, and who waits for some of them.
 ///
 /// The longest holder may exceed the limit, so that one partial frame always gets on; without that, two large frames could
@@ -28,6 +31,8 @@ pub struct ReceiveBudget {
     /// The holder that may exceed the limit, by connection number.
     elder: Cell<Option<u64>>,
     waiting: RefCell<VecDeque<Waker>>,
+    /// Buffers of [`RECEIVE_FLOOR`] bytes for the small tails of reads, so that none is allocated on a message's path.
+    spare: RefCell<Vec<Vec<u8>>>,
 }
 
 impl ReceiveBudget {
@@ -98,8 +103,11 @@ impl Backlog {
             return;
         }
         self.release(who, budget);
-        self.bytes.reserve_exact(rest.len().next_multiple_of(512));
-        self.bytes.resize(self.bytes.capacity(), 0);
+        self.bytes = if rest.len() <= RECEIVE_FLOOR {
+            budget.spare.borrow_mut().pop().unwrap_or_else(|| vec![0; RECEIVE_FLOOR])
+        } else {
+            vec![0; rest.len().next_multiple_of(512)]
+        };
         self.bytes[..rest.len()].copy_from_slice(rest);
         self.filled = rest.len();
         if self.bytes.len() > RECEIVE_FLOOR {
@@ -150,8 +158,13 @@ impl Backlog {
 
     /// Gives all memory back.
     pub fn release(&mut self, who: u64, budget: &ReceiveBudget) {
-        self.bytes = Vec::new();
+        let bytes = std::mem::take(&mut self.bytes);
         (self.head, self.filled) = (0, 0);
+        let mut spare = budget.spare.borrow_mut();
+        if bytes.len() == RECEIVE_FLOOR && spare.len() < SPARE_BUFFERS {
+            spare.push(bytes);
+        }
+        drop(spare);
         if self.charged > 0 {
             budget.give(who, std::mem::take(&mut self.charged), true);
         }
@@ -181,7 +194,7 @@ mod tests {
         let mut backlog = Backlog::default();
         backlog.keep(&[1; 24], 1, &budget);
         let room = backlog.room(16 * MIB, 1, &budget).map(|room| room.len());
-        assert!(room.is_some_and(|room| room <= 512), "{room:?}");
+        assert!(room.is_some_and(|room| room <= RECEIVE_FLOOR), "{room:?}");
         assert_eq!(budget.held(), 0);
         backlog.handled(24, 1, &budget);
         assert!(backlog.bytes.capacity() == 0);

@@ -8,7 +8,7 @@ use super::outbox::{LogBytes, Run};
 use super::outlet::Held;
 use super::socket::Gather;
 use super::{Connection, Mark};
-use crate::limits::GATHER_BYTES;
+use crate::limits::{COLD_READ, GATHER_BYTES};
 use crate::shard::answers;
 use crate::shard::clock;
 use crate::shard::executor::Executor;
@@ -188,7 +188,7 @@ fn with_gathered<R>(
                 let len = bytes.len.min(room);
                 let found = log.as_ref().and_then(|log| log.get(bytes.position, len));
                 let Some(found) = found.or_else(|| cold.as_ref()?.get(bytes.shard, bytes.position, len)) else {
-                    missing = Some(bytes);
+                    missing = Some(LogBytes { len: bytes.len.min(COLD_READ), ..bytes });
                     break;
                 };
                 found

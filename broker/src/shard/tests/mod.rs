@@ -2,7 +2,9 @@
 
 mod serving;
 
-use crate::control::settings::Settings;
+use crate::control::settings::{Settings, TestFault};
+use crate::log::CloseError;
+use crate::shard::run::RunError;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{DurableLevel, Epoch, QueueId, QueueOffset};
 use peregrine_protocol::message::{Fetch, Produce, Request, Stats};
@@ -186,4 +188,68 @@ fn a_payload_that_ends_beyond_its_block_is_sent_whole() {
         }
     }
     assert!(serving.stop().is_ok());
+}
+
+#[test]
+fn a_full_ring_is_answered_busy_after_a_while_and_other_connections_go_on() {
+    let (data, rings) = directories();
+    let mut settings =
+        Settings { ring_bytes: 1 << 20, largest_entry: 256 << 10, ..settings(data.path(), rings.path(), 1) };
+    // With flushes held the topic could not become durable: it comes from an earlier run.
+    let serving = serve(&settings);
+    let topic = serving.client(None).create("full", 1);
+    assert!(serving.stop().is_ok());
+    settings.test_faults.push(TestFault::HoldFlushes);
+    let serving = serve(&settings);
+    let mut client = serving.client(None);
+    let payload = batch(&[7; 10_000]);
+    let produce = Produce { head: head(topic, 0, DurableLevel::Memory, &payload), payload: &payload };
+    let mut stored = 0;
+    let busy = loop {
+        match client.ask(&Request::Produce(produce)) {
+            Said::Stored(_) => stored += 1,
+            Said::Error { code } => break code,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(busy, ErrorCode::Busy.number());
+    assert!(stored > 80, "{stored} batches of 10 KB in a ring of 1 MiB");
+    // What is in the ring is served, also to somebody else, while the producer's requests wait.
+    client.send(&Request::Produce(produce));
+    let mut reader = serving.client(None);
+    reader.subscribe(topic, 0);
+    for number in 0..stored {
+        match reader.receive().1 {
+            Said::Batch { head, .. } => assert_eq!(head.base_offset.0, number),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_failed_flush_poisons_and_the_stop_says_what_stands_only_in_the_ring() {
+    let (data, rings) = directories();
+    let mut settings = settings(data.path(), rings.path(), 1);
+    let serving = serve(&settings);
+    let topic = serving.client(None).create("poisoned", 1);
+    assert!(serving.stop().is_ok());
+    settings.test_faults.push(TestFault::FailWrite(1));
+    let serving = serve(&settings);
+    let mut client = serving.client(None);
+    let payload = batch(b"kept in the ring");
+    let memory = Produce { head: head(topic, 0, DurableLevel::Memory, &payload), payload: &payload };
+    assert!(matches!(client.ask(&Request::Produce(memory)), Said::Stored(_)));
+    let synced = Produce { head: head(topic, 0, DurableLevel::Synced, &payload), payload: &payload };
+    for _ in 0..2 {
+        match client.ask(&Request::Produce(synced)) {
+            Said::Error { code } => assert_eq!(code, ErrorCode::Poisoned.number()),
+            other => panic!("{other:?}"),
+        }
+    }
+    client.subscribe(topic, 0);
+    assert!(matches!(client.receive().1, Said::Batch { .. }), "what was visible is still served");
+    match serving.stop() {
+        Err(RunError::Close(CloseError::Poisoned { messages, .. })) => assert!((1..=2).contains(&messages)),
+        other => panic!("{other:?}"),
+    }
 }
