@@ -37,10 +37,10 @@ impl Simulation {
             })?;
             promise!(produced == recovered, "a restart without work changed the engine's state");
         }
-        Ok(())
+        if self.random.one_in(3) { self.damage_an_entry() } else { Ok(()) }
     }
 
-    fn live_undisturbed(
+    pub(super) fn live_undisturbed(
         &mut self,
         work: impl FnOnce(&mut Self, &mut Process) -> Result<(), Violation>,
     ) -> Result<(), Violation> {

@@ -49,6 +49,8 @@ pub struct Ledger {
     ring_lost: bool,
     /// Starts that took something back.
     cuts: u64,
+    /// Losses were accepted: entries that say so may be found.
+    accepts_loss: bool,
 }
 
 impl Ledger {
@@ -128,6 +130,12 @@ impl Ledger {
         self.records.values()
     }
 
+    /// An entry is damaged: the next start does without it, and says so in the log.
+    pub fn give_up(&mut self, position: LogPosition) {
+        self.records.remove(&position);
+        self.accepts_loss = true;
+    }
+
     pub fn published(&self) -> LogPosition {
         self.published
     }
@@ -156,8 +164,13 @@ impl Ledger {
         let owed = if self.ring_lost { self.durable } else { self.published };
         let mut known = self.records.values().map(|record| record.header);
         let mut adopted = None;
+        let mut losses = Vec::new();
         for header in found {
             let Some(expected) = known.next() else {
+                if self.accepts_loss && header.kind == EntryKind::Loss {
+                    losses.push(*header);
+                    continue;
+                }
                 let attempted = adopted.is_none() && self.attempt.is_some_and(|draft| is_of(header, &draft));
                 promise!(attempted, "a start read back {}, which was taken back or never appended", describe(header));
                 adopted = Some(*header);
@@ -180,6 +193,9 @@ impl Ledger {
             );
             self.batches.remove(&header.payload_crc);
             taken.records.push(record);
+        }
+        for header in losses {
+            self.insert(header)?;
         }
         if let Some(header) = adopted {
             promise!(header.position >= self.highest, "position {} was used before", header.position);

@@ -15,6 +15,7 @@
 
 mod catalogue;
 mod configuration;
+mod damage;
 mod finale;
 mod ledger;
 mod process;

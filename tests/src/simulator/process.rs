@@ -62,7 +62,7 @@ impl Replay for ReplayInto<'_> {
     }
 
     fn lost(&mut self, _: Extent) {
-        // The start ends with the damage that it found.
+        self.engine.accept_hole();
     }
 }
 

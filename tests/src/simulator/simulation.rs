@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use peregrine_broker::engine::EngineOptions;
-use peregrine_broker::log::StartError;
+use peregrine_broker::log::damage::Damage;
 use peregrine_broker::log::disk::simulated::{Breach, Conditions, Crash, Machine, Random};
 use peregrine_broker::log::fault::{Faults, Planted, RecoveryStep};
-use peregrine_protocol::ids::{Nanos, ShardId};
+use peregrine_broker::log::{LogOptions, StartError};
+use peregrine_protocol::ids::{LogPosition, Nanos, ShardId};
 
 use super::catalogue::KnownCatalogue;
 use super::configuration::Configuration;
@@ -20,6 +21,14 @@ use super::violation::Violation;
 /// A running broker: one shard after the other.
 pub struct Process {
     pub shards: Vec<Shard>,
+}
+
+/// An entry below durable that was damaged, and whether a start has said so.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpectedDamage {
+    pub shard: u16,
+    pub position: LogPosition,
+    pub told: bool,
 }
 
 /// How a life ended that no armed crash ended.
@@ -49,6 +58,10 @@ pub struct Simulation {
     is_up: bool,
     /// The crash that strikes behind a step of this life's start, on one shard.
     strikes_at: Option<(u16, RecoveryStep, Crash)>,
+    /// What was damaged on purpose.
+    pub(super) damage: Option<ExpectedDamage>,
+    /// `--accept-loss`.
+    pub(super) accepts_loss: bool,
     /// The wall clock is this far ahead of the machine's.
     wall_ahead: u64,
     pub(super) statistics: Statistics,
@@ -76,6 +89,8 @@ impl Simulation {
             rings,
             is_up: false,
             strikes_at: None,
+            damage: None,
+            accepts_loss: false,
             wall_ahead: 1_700_000_000_000_000_000,
             statistics: Statistics::default(),
         }
@@ -209,6 +224,7 @@ impl Simulation {
         let mut process = Process { shards: Vec::new() };
         for shard in 0..shards {
             let options = self.configuration.log_options(shard, &self.machine, self.rings);
+            let options = LogOptions { accept_loss: self.accepts_loss, ..options };
             self.let_strike(&options.faults, shard);
             let memory_level = Configuration::memory_level(self.rings);
             let engine = EngineOptions { shard: ShardId(shard), shards, memory_level };
@@ -222,6 +238,10 @@ impl Simulation {
                 Ok(started) => started,
                 Err(StartError::Io { .. }) if self.devices_fail() => {
                     self.statistics.failed_starts += 1;
+                    return Ok(None);
+                }
+                Err(StartError::Damage(damage)) if self.expects(shard, &damage) => {
+                    self.damage = self.damage.map(|expected| ExpectedDamage { told: true, ..expected });
                     return Ok(None);
                 }
                 Err(error) => return Err(Violation(format!("a start after legal crashes alone failed: {error}"))),
@@ -246,6 +266,13 @@ impl Simulation {
         }
         self.is_up = true;
         Ok(Some(process))
+    }
+
+    fn expects(&self, shard: u16, damage: &Damage) -> bool {
+        let covers = |position| {
+            damage.extents.iter().any(|damaged| (damaged.extent.from..damaged.extent.to).contains(&position))
+        };
+        !self.accepts_loss && self.damage.is_some_and(|expected| expected.shard == shard && covers(expected.position))
     }
 
     pub(super) fn devices_fail(&self) -> bool {

@@ -47,4 +47,5 @@ statistics! {
     seen: "batches seen",
     read_from_disk: "read from disk",
     refused: "appends refused",
+    damaged: "entries damaged",
 }

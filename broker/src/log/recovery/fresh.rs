@@ -65,8 +65,9 @@ impl Fresh {
         }
     }
 
-    /// Adds the note of what was given up, so that the next start does not ask again.
-    pub fn note_loss(&mut self, options: &LogOptions, extents: &[Extent]) {
+    /// Adds the note of what was given up, so that the next start does not ask again. Its store time is that of the last
+    /// entry, since store times never go back within a shard.
+    pub fn note_loss(&mut self, options: &LogOptions, extents: &[Extent], store_time: Nanos) {
         let payload = encode_loss(extents);
         let draft = EntryDraft {
             kind: EntryKind::Loss,
@@ -78,7 +79,7 @@ impl Fresh {
             queue: QueueId(0),
             producer_epoch: ProducerEpoch(0),
             base_offset: QueueOffset(0),
-            store_time: Nanos::ZERO,
+            store_time,
             producer_id: ProducerId::NONE,
             sequence: Sequence(0),
         };

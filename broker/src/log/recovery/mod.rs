@@ -120,7 +120,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
         _ => 0,
     };
     let accepted = scan.tally.open();
-    let (durable, highest_pad) = (scan.durable, scan.highest_pad);
+    let (durable, highest_pad, store_time) = (scan.durable, scan.highest_pad, scan.store_time);
     if !accepted.is_empty() && !options.accept_loss {
         let mut gaps = OffsetGaps::default();
         let mut scan = Scan::new(disk, options, &survey, &chain, &mut gaps);
@@ -150,7 +150,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     }
     if !accepted.is_empty() {
         let extents: Vec<_> = accepted.iter().map(|damaged| damaged.extent).collect();
-        fresh.note_loss(options, &extents);
+        fresh.note_loss(options, &extents, store_time);
     }
     fresh.fill_block(options, cut);
     let mut into_old = None;

@@ -2,7 +2,7 @@
 //! damage by every durable position that anything states.
 
 use peregrine_protocol::entry::{Entry, EntryHeader, EntryKind, EntrySeal};
-use peregrine_protocol::ids::{Epoch, LogPosition};
+use peregrine_protocol::ids::{Epoch, LogPosition, Nanos};
 use peregrine_protocol::limits::{ENTRY_ALIGN, ENTRY_HEADER_LEN};
 
 use super::due_ring::RingTail;
@@ -31,6 +31,8 @@ pub(super) struct Scan<'a, D: Disk> {
     pub durable: LogPosition,
     /// The end of the highest pad seen.
     pub highest_pad: LogPosition,
+    /// Of the last entry.
+    pub store_time: Nanos,
     pads_searched: bool,
     pub tally: DamageTally,
 }
@@ -53,6 +55,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             epoch: Epoch(0),
             durable: survey.durable(),
             highest_pad: LogPosition(0),
+            store_time: Nanos::ZERO,
             pads_searched: false,
             tally: DamageTally::default(),
         }
@@ -222,6 +225,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             let extents = decode_loss(payload).ok_or_else(|| contradicts("it lists no extents".to_owned()))?;
             self.tally.accepted(extents);
         }
+        self.store_time = header.store_time;
         self.replay.entry(header, payload).map_err(contradicts)
     }
 

@@ -144,6 +144,21 @@ impl FileContents {
         });
     }
 
+    /// Turns one bit over, in the cache and below it: what no crash does and a failing device may.
+    pub fn flip(&mut self, offset: u64, bit: u8) {
+        let (index, at) = (offset as usize / BLOCK, offset as usize % BLOCK);
+        let flipped = |block: &Rc<Block>| {
+            let mut block = **block;
+            block[at] ^= 1 << bit;
+            Rc::new(block)
+        };
+        self.seen[index] = flipped(&self.seen[index]);
+        self.durable[index] = flipped(&self.durable[index]);
+        for (_, block) in self.cached.get_mut(&index).into_iter().flatten() {
+            *block = flipped(block);
+        }
+    }
+
     /// The power fails: per unit any one of its versions since the last sync stays.
     pub fn lose_power(&mut self, tear: Tear, random: &mut Random) {
         for (index, versions) in std::mem::take(&mut self.cached) {

@@ -190,6 +190,22 @@ impl Machine {
         std::mem::take(&mut self.state().breaches)
     }
 
+    /// The names in a shard's directory, sorted.
+    pub fn file_names(&self, shard: usize) -> Vec<String> {
+        self.state().directories[shard].names()
+    }
+
+    /// Turns over one bit of a file, as no legal crash does. Panics where there is no such file.
+    pub fn flip(&self, shard: usize, file: &str, offset: u64, bit: u8) {
+        let mut state = self.state();
+        state.note(&("flips a bit", shard, file, offset, bit));
+        let directory = &mut state.directories[shard];
+        match directory.lookup(file) {
+            Ok(inode) => directory.file_mut(inode).flip(offset, bit),
+            Err(error) => panic!("no bit of {file} can be turned over: {error}"),
+        }
+    }
+
     /// Runs a process's code; `Err` is the crash that ended it.
     pub fn survive<T>(&self, process: impl FnOnce() -> T) -> Result<T, Crash> {
         catch_unwind(AssertUnwindSafe(process)).map_err(|payload| match payload.downcast::<CrashSignal>() {
