@@ -5,8 +5,9 @@ use peregrine_tests::simulator::{self, Statistics};
 
 /// Seeds of a usual test run; `scripts/simulate` runs as many as one likes.
 const SEEDS: u64 = 300;
-/// Within so many seeds each planted fault must be found.
-const SEEDS_TO_FIND_A_FAULT: u64 = 500;
+/// Within so many seeds each planted fault must be found; six of the seven need fewer than 200. A ring of an older epoch can only
+/// harm where kills fell into two narrow windows of two starts between which the rings moved.
+const SEEDS_TO_FIND_A_FAULT: u64 = 3_000;
 
 /// Runs seeds from 0 up to `seeds`; the first violation, with its seed.
 fn first_violation(seeds: u64, planted: Option<Planted>, totals: &mut Statistics) -> Option<(u64, String)> {

@@ -59,7 +59,7 @@ impl Configuration {
             lives: random.between(2, 8),
             actions: *random.pick(&[10, 60, 150, 250]),
             batch_bytes: *random.pick(&[100, 1_000, 6_000]),
-            move_rings_one_in: *random.pick(&[0, 2, 4]),
+            move_rings_one_in: *random.pick(&[0, 1, 2, 4]),
             planted,
         }
     }
@@ -78,15 +78,22 @@ impl Configuration {
         LogOptions::entry_bound(self.ring_bytes, self.segment_bytes) - 64 - 96
     }
 
-    pub fn log_options(&self, shard: u16, machine: &Machine, ring_directory: Option<&str>) -> LogOptions {
+    /// The options of one start. `grown` says which sizes are twice the least for this life: ring, segments.
+    pub fn log_options(
+        &self,
+        shard: u16,
+        machine: &Machine,
+        ring_directory: Option<&str>,
+        grown: (bool, bool),
+    ) -> LogOptions {
         let directory = Directory { id: DirectoryId(7), secret: DirectorySecret([9; 16]), device: 1, inode: 2 };
         let boot = BootId(u128::from_le_bytes(machine.boot_id()));
         let ring = ring_directory.map(|directory| format!("{directory}/7-{shard}"));
         let faults = Faults::default();
         faults.plant(self.planted);
         LogOptions {
-            ring_bytes: self.ring_bytes,
-            segment_bytes: self.segment_bytes,
+            ring_bytes: self.ring_bytes << u32::from(grown.0),
+            segment_bytes: self.segment_bytes << u32::from(grown.1),
             largest_entry: LogOptions::entry_bound(self.ring_bytes, self.segment_bytes),
             flush: self.flush,
             smallest: Smallest { ring: 64 << 10, segment: 64 << 10 },

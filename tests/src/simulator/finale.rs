@@ -28,6 +28,7 @@ impl Simulation {
             produced = digests(process);
             Ok(())
         })?;
+        self.statistics.epochs_raised = self.producers.iter().map(Producer::epochs_raised).sum();
         self.check_delivered()?;
         for _ in 0..2 {
             let mut recovered = Vec::new();

@@ -32,6 +32,8 @@ pub struct Record {
 #[derive(Debug, Default)]
 pub struct TakenBack {
     pub records: Vec<Record>,
+    /// An append that a crash struck was found whole.
+    pub adopted: bool,
 }
 
 /// The oracle of one shard.
@@ -200,6 +202,7 @@ impl Ledger {
         if let Some(header) = adopted {
             promise!(header.position >= self.highest, "position {} was used before", header.position);
             self.insert(header)?;
+            taken.adopted = true;
         }
         let end = self.records.last_key_value().map_or(LogPosition(0), |(_, last)| last.header.end());
         promise!(published == durable, "a start came up with published {published} and durable {durable}");

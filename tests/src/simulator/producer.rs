@@ -240,6 +240,11 @@ impl Producer {
         }
     }
 
+    /// How often it went on under a higher epoch.
+    pub fn epochs_raised(&self) -> u64 {
+        u64::from(self.epoch.0)
+    }
+
     pub fn is_idempotent(&self) -> bool {
         self.id.is_idempotent()
     }

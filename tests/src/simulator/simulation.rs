@@ -54,7 +54,9 @@ pub struct Simulation {
     pub(super) next_number: u64,
     /// Where this life's rings are.
     rings: Option<&'static str>,
-    /// Since when the process is up, in its own eyes.
+    /// Whether this life's rings and segments are larger than the least.
+    grown: (bool, bool),
+    /// Whether the process of this life came up.
     is_up: bool,
     /// The crash that strikes behind a step of this life's start, on one shard.
     strikes_at: Option<(u16, RecoveryStep, Crash)>,
@@ -87,6 +89,7 @@ impl Simulation {
             marks: BTreeSet::new(),
             next_number: 1,
             rings,
+            grown: (false, false),
             is_up: false,
             strikes_at: None,
             damage: None,
@@ -122,6 +125,9 @@ impl Simulation {
     ) -> Result<bool, Violation> {
         if self.random.one_in(self.configuration.move_rings_one_in) {
             self.rings = Configuration::ring_directory(&mut self.random);
+        }
+        if self.random.one_in(4) {
+            self.grown = (self.random.coin(), self.random.coin());
         }
         // NTP steps the wall clock, in either direction.
         self.wall_ahead = self.wall_ahead + self.random.below(2_000_000_000) - self.random.below(2_000_000_000);
@@ -178,15 +184,17 @@ impl Simulation {
         let crash = if self.random.one_in(3) { Crash::Power } else { Crash::Kill };
         self.machine.disarm();
         self.strikes_at = None;
-        match self.random.below(10) {
+        // Where rings move at every start, the steps of starts matter more than the work between them.
+        let kinds = if self.configuration.move_rings_one_in == 1 { 20 } else { 10 };
+        match self.random.below(kinds) {
             0..2 => self.machine.arm(self.random.below(150), crash),
             2..5 => self.machine.arm(self.random.below(3_000), crash),
             5 => self.machine.arm(self.random.below(12_000), crash),
-            6..9 => {
+            6 => {}
+            _ => {
                 let shard = self.random.below(u64::from(self.configuration.shards)) as u16;
                 self.strikes_at = Some((shard, self.any_step(), crash));
             }
-            _ => {}
         }
     }
 
@@ -223,7 +231,7 @@ impl Simulation {
         let shards = self.configuration.shards;
         let mut process = Process { shards: Vec::new() };
         for shard in 0..shards {
-            let options = self.configuration.log_options(shard, &self.machine, self.rings);
+            let options = self.configuration.log_options(shard, &self.machine, self.rings, self.grown);
             let options = LogOptions { accept_loss: self.accepts_loss, ..options };
             self.let_strike(&options.faults, shard);
             let memory_level = Configuration::memory_level(self.rings);
@@ -250,9 +258,11 @@ impl Simulation {
             let taken = ledger.recovered(&found, started.log.published(), started.log.durable())?;
             self.machine.note(&("started", shard, found.len(), started.log.durable(), taken.records.len()));
             self.statistics.taken_back += taken.records.len() as u64;
+            self.statistics.adopted += u64::from(taken.adopted);
             for record in taken.records {
                 let mark = record.header.payload_crc;
                 if record.acknowledged.is_some() {
+                    self.statistics.lost += 1;
                     self.taken.insert(mark);
                 }
                 self.producers.iter_mut().for_each(|producer| producer.taken_back(mark));

@@ -44,6 +44,13 @@ statistics! {
     duplicates: "duplicates",
     /// Entries, acknowledged or not, that a start did not find.
     taken_back: "taken back",
+    /// Acknowledged at `memory` and lost with the power.
+    lost: "lost after an acknowledgement",
+    /// Whole in the ring when a kill struck within the append, and found.
+    adopted: "found though never answered",
+    epochs_raised: "producer epochs raised",
+    truncated: "readers told of a cut",
+    deleted: "topics deleted",
     seen: "batches seen",
     read_from_disk: "read from disk",
     refused: "appends refused",

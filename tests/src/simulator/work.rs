@@ -97,6 +97,7 @@ impl Simulation {
         }
         while let Some(state) = process.shards[0].engine.next_catalogue_effect() {
             self.machine.note(&("takes effect", format!("{state:?}")));
+            self.statistics.deleted += u64::from(matches!(state, TopicState::Deleted(_)));
             self.catalogue.effect(&state)?;
             for shard in &mut process.shards[1..] {
                 shard.engine.topic_changed(&state);
@@ -308,6 +309,7 @@ impl Simulation {
         match engine.subscribe(ReaderOwner(index as u64), topic, queue, start, credit) {
             Ok((id, place)) => reader.subscribed(id, place.epoch, place.offset, &self.ledgers[shard]),
             Err(refusal) => {
+                self.statistics.truncated += u64::from(matches!(refusal, Refusal::Truncated { .. }));
                 self.machine.note(&("reader refused", index, refusal.code().number()));
                 reader.refused(&refusal, &self.ledgers[shard])
             }

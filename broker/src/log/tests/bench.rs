@@ -37,6 +37,10 @@ impl Replay for Seen {
         {
             return Err("it stands before its predecessor's end".to_owned());
         }
+        // The engine refuses a store time that goes back; a note of loss without one once kept every start from coming up.
+        if self.headers.last().is_some_and(|last| header.store_time < last.store_time) {
+            return Err("its store time lies before its predecessor's".to_owned());
+        }
         self.headers.push(*header);
         if header.kind == EntryKind::Batch {
             self.numbers.push(u64::from_le_bytes(payload[..8].try_into().unwrap()));
