@@ -141,7 +141,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             mark_file: None,
             reader: LogReader::new(disk.clone(), readable),
             segments: VecDeque::from([fresh]),
-            large: VecDeque::new(),
+            large: VecDeque::with_capacity((options.ring_bytes / COPY_STEP as u64) as usize),
             held: None,
             poison_reason: None,
             passes_over: Cell::new(false),
@@ -306,7 +306,12 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             Outcome::Named(result) => {
                 progress.room = true;
                 match result {
-                    Ok(segment) => self.ahead.named(Some(segment)),
+                    Ok(segment) => {
+                        // All that a roll needs is allocated here: it happens in the middle of an append.
+                        self.segments.reserve(1);
+                        self.reader.push(readable_segment(&segment));
+                        self.ahead.named(Some(segment));
+                    }
                     Err(error) => {
                         self.ahead.named(None);
                         self.poison(&format!("the next segment could not be put in place: {error}"));
@@ -517,7 +522,6 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     fn roll(&mut self) {
         let Some(next) = self.ahead.take_next() else { unreachable!("placed in the next segment because it is ready") };
         assert_eq!(next.identity.base, self.current().end(), "segments of a run follow each other");
-        self.reader.push(readable_segment(&next));
         self.segments.push_back(next);
         self.counters.rolls += 1;
     }

@@ -6,6 +6,7 @@ use peregrine_protocol::ids::{Epoch, Nanos, ShardId};
 use peregrine_protocol::limits::{BLOCK, ENTRY_PER_RING, RING_MAX, RING_MIN};
 
 use super::fault::Faults;
+use super::segment::RING_PATH_MAX;
 
 /// The data directory that the shard belongs to. Its id and secret stand in every segment; device and inode tell a directory
 /// from a copy of it, which has the same id and so the same ring file.
@@ -123,6 +124,9 @@ impl LogOptions {
         if self.segment_bytes < self.smallest.segment || !self.segment_bytes.is_multiple_of(BLOCK) {
             return Err(OptionsError::Segment(self.segment_bytes));
         }
+        if self.ring.as_ref().is_some_and(|path| path.is_empty() || path.len() > RING_PATH_MAX) {
+            return Err(OptionsError::RingPath);
+        }
         let bound = Self::entry_bound(self.ring_bytes, self.segment_bytes);
         if self.largest_entry > bound {
             return Err(OptionsError::Entry { largest: self.largest_entry, bound });
@@ -177,6 +181,8 @@ impl LogOptions {
 pub enum OptionsError {
     #[error("a staging ring of {0} bytes: it must be a power of two from 1 MiB to 1 GiB")]
     Ring(u64),
+    #[error("the path of the staging ring must have 1 to {RING_PATH_MAX} bytes: it stands in each segment")]
+    RingPath,
     #[error("segments of {0} bytes: the size must be a multiple of 4096 and at least 4 MiB")]
     Segment(u64),
     #[error(

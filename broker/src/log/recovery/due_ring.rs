@@ -52,10 +52,19 @@ impl<M: RingMemory> DueRing<M> {
             return Ok(Self::none(RingFate::OtherBoot));
         }
         let Some(path) = &newest.ring else { return Ok(Self::none(RingFate::Anonymous)) };
-        if survey.closes(newest.epoch) {
-            return Ok(Self::none(RingFate::Closed));
-        }
         let epoch = newest.epoch;
+        if survey.closes(epoch) {
+            // A stop that was killed behind its mark leaves the file; held here, it is taken over or unlinked.
+            let is_its_own = |memory: &M| match PageState::read(memory.bytes()) {
+                Ok(PageState::Ready { page, .. }) => {
+                    page.epoch == epoch && page.check_owner(&options.directory, options.shard).is_ok()
+                }
+                _ => false,
+            };
+            let left = rings.open(path).ok().flatten().filter(is_its_own);
+            let file = left.map(|memory| (path.clone(), memory));
+            return Ok(Self { fate: RingFate::Closed, file, tail: None });
+        }
         let opened = rings.open(path).map_err(io_error(options, || format!("open the staging ring {path}")))?;
         let Some(memory) = opened else {
             if given_up(epoch) {

@@ -253,7 +253,10 @@ fn a_stop_that_is_killed_behind_its_mark_is_still_clean() {
     process.log.begin_close();
     process.wait_until(|log| log.close_state() == CloseState::Done);
     bench.crash(process, Crash::Kill);
-    bench.start().assert_recovered(0..5, RingFate::Closed, 0);
+    let moved =
+        bench.try_start_with(|options| options.ring = Some("/elsewhere/1-0".to_owned())).map_err(|_| ()).unwrap();
+    moved.assert_recovered(0..5, RingFate::Closed, 0);
+    assert!(bench.machine.rings().open(RING).unwrap().is_none(), "the ring that the stop left is gone");
 }
 
 #[test]
