@@ -15,6 +15,8 @@ mod core;
 mod lane;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod tests;
 
 pub use self::batch::{Acknowledgement, BatchToSend, Loss, Outcome, Ticket};
 pub use self::core::{CoreOptions, ProducerCore};
