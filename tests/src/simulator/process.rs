@@ -10,7 +10,8 @@ use peregrine_broker::engine::{Acknowledgements, Engine, EngineOptions, StoredBa
 use peregrine_broker::log::damage::Extent;
 use peregrine_broker::log::disk::simulated::{Machine, Random, SimulatedDisk, SimulatedRings, Tasks};
 use peregrine_broker::log::{
-    AppendRefused, CloseState, Completion, DiskBytes, LargeAppend, Log, LogOptions, ReadError, Replay, StartError,
+    AppendRefused, CloseState, Completion, DiskBytes, LargeAppend, Log, LogOptions, ReadError, Replay, RingFate,
+    StartError, StartReport,
 };
 use peregrine_protocol::entry::{Entry, EntryDraft, EntryHeader, EntrySeal};
 use peregrine_protocol::ids::{LogPosition, Nanos, SubscriptionId};
@@ -66,6 +67,28 @@ impl Replay for ReplayInto<'_> {
     }
 }
 
+/// What a start found.
+pub struct Found {
+    /// In the order of the log.
+    pub entries: Vec<EntryHeader>,
+    report: StartReport,
+}
+
+impl Found {
+    /// What the ready line will say is so: how many messages stood only in the ring.
+    pub fn check_report(&self) -> Result<(), Violation> {
+        let beyond_cut = self.entries.iter().filter(|header| header.position >= self.report.cut);
+        let messages: u64 = beyond_cut.map(|header| u64::from(header.record_count)).sum();
+        promise!(
+            self.report.messages_from_ring == messages,
+            "a start reports {} messages from the ring and found {messages} beyond the cut",
+            self.report.messages_from_ring
+        );
+        promise!(messages == 0 || self.report.ring == RingFate::Recovered, "{messages} messages came from no ring");
+        Ok(())
+    }
+}
+
 /// What became of an append.
 pub enum Append {
     Done(EntryHeader),
@@ -79,7 +102,7 @@ impl Shard {
         options: LogOptions,
         engine: EngineOptions,
         prepare: impl FnOnce(&mut Engine),
-    ) -> Result<(Self, Vec<EntryHeader>), StartError> {
+    ) -> Result<(Self, Found), StartError> {
         let mut engine = Engine::new(engine);
         prepare(&mut engine);
         let seal = options.seal();
@@ -87,7 +110,7 @@ impl Shard {
         let shard = options.shard.0 as usize;
         let mut replay = ReplayInto { engine: &mut engine, found: &mut found };
         let start = Log::start(machine.disk(shard), machine.rings(), options, &mut replay);
-        let (log, _report) = machine.block_on(start)?;
+        let (log, report) = machine.block_on(start)?;
         engine.recovered(log.durable());
         let shard = Self {
             engine,
@@ -99,7 +122,7 @@ impl Shard {
             seal,
             rolls: 0,
         };
-        Ok((shard, found))
+        Ok((shard, Found { entries: found, report }))
     }
 
     /// Appends an entry that the engine decided on, and applies it, in one turn.

@@ -255,8 +255,9 @@ impl Simulation {
                 Err(error) => return Err(Violation(format!("a start after legal crashes alone failed: {error}"))),
             };
             let ledger = &mut self.ledgers[usize::from(shard)];
-            let taken = ledger.recovered(&found, started.log.published(), started.log.durable())?;
-            self.machine.note(&("started", shard, found.len(), started.log.durable(), taken.records.len()));
+            found.check_report()?;
+            let taken = ledger.recovered(&found.entries, started.log.published(), started.log.durable())?;
+            self.machine.note(&("started", shard, found.entries.len(), started.log.durable(), taken.records.len()));
             self.statistics.taken_back += taken.records.len() as u64;
             self.statistics.adopted += u64::from(taken.adopted);
             for record in taken.records {
