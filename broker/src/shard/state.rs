@@ -290,9 +290,11 @@ impl Shard {
                     peer.outlet().hold(held);
                 }
                 (Delivery::Ended { .. }, Peer::Connection(connection)) => {
+                    connection.outlet.forget(self.id, subscription);
                     connection.send(|out| answers::ended(out, self.id, subscription));
                 }
                 (Delivery::Ended { .. }, Peer::Proxy(proxy)) => {
+                    proxy.outlet.forget(self.id, subscription);
                     let mut frame = Vec::new();
                     answers::ended(&mut frame, self.id, subscription);
                     executor.push_there(proxy.executor, proxy.connection, frame, false);

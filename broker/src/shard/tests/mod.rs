@@ -7,7 +7,7 @@ use crate::log::CloseError;
 use crate::shard::run::RunError;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{DurableLevel, Epoch, QueueId, QueueOffset};
-use peregrine_protocol::message::{Fetch, Produce, Request, Stats};
+use peregrine_protocol::message::{AlterTopic, DeleteTopic, Fetch, Produce, Request, Stats};
 use serving::{Said, batch, head, serve, settings};
 use tempfile::TempDir;
 
@@ -252,4 +252,44 @@ fn a_failed_flush_poisons_and_the_stop_says_what_stands_only_in_the_ring() {
         Err(RunError::Close(CloseError::Poisoned { messages, .. })) => assert!((1..=2).contains(&messages)),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_change_of_the_catalogue_is_known_to_every_shard_when_it_is_answered() {
+    let (data, rings) = directories();
+    let serving = serve(&settings(data.path(), rings.path(), 2));
+    let mut clients = [serving.client(Some(0)), serving.client(Some(1))];
+    let payload = batch(b"x");
+    for round in 0..20 {
+        let name = format!("topic-{round}");
+        let by = round % 2;
+        let topic = clients[by].create(&name, 1);
+        assert_eq!(clients[1 - by].create(&name, 1), topic, "create is idempotent");
+        let alter = AlterTopic { name: &name, queues: 6 };
+        assert!(matches!(clients[1 - by].ask(&Request::AlterTopic(alter)), Said::Topic { .. }));
+        for queue in 0..6 {
+            let synced = Produce { head: head(topic, queue, DurableLevel::Synced, &payload), payload: &payload };
+            for client in &mut clients {
+                assert!(matches!(client.ask(&Request::Produce(synced)), Said::Stored(_)));
+            }
+        }
+        let subscription = clients[by].subscribe(topic, 5).subscription;
+        for _ in 0..2 {
+            assert!(matches!(clients[by].receive().1, Said::Batch { .. }));
+        }
+        let delete = DeleteTopic { name: &name, id: Some(topic) };
+        assert!(matches!(clients[1 - by].ask(&Request::DeleteTopic(delete)), Said::Topic { .. }));
+        match clients[by].receive().1 {
+            Said::Ended { code, of } => assert_eq!((code, of), (ErrorCode::TopicDeleted.number(), subscription.0)),
+            other => panic!("{other:?}"),
+        }
+        for client in &mut clients {
+            let late = Produce { head: head(topic, 3, DurableLevel::Memory, &payload), payload: &payload };
+            match client.ask(&Request::Produce(late)) {
+                Said::Error { code } => assert_eq!(code, ErrorCode::TopicDeleted.number()),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(serving.stop().is_ok());
 }

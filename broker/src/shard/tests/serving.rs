@@ -5,6 +5,7 @@ use crate::shard::listener;
 use crate::shard::run::{self, RunError};
 use peregrine_protocol::checksum::crc32;
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret, EntryFlags};
+use peregrine_protocol::error::ErrorDetail;
 use peregrine_protocol::frame::{self, Received};
 use peregrine_protocol::ids::*;
 use peregrine_protocol::message::*;
@@ -108,12 +109,28 @@ pub struct Client {
 /// An answer that outlives its frame, as far as the tests look at it.
 #[derive(Debug)]
 pub enum Said {
-    Topic { id: TopicId },
+    Topic {
+        id: TopicId,
+    },
     Stored(ProduceAnswer),
     Subscribed(SubscribeAnswer),
-    Batch { subscription: SubscriptionId, head: BatchHead, payload: Vec<u8> },
-    Fetched { end: QueueOffset, batches: Vec<(BatchHead, Vec<u8>)> },
-    Error { code: u16 },
+    Batch {
+        subscription: SubscriptionId,
+        head: BatchHead,
+        payload: Vec<u8>,
+    },
+    Fetched {
+        end: QueueOffset,
+        batches: Vec<(BatchHead, Vec<u8>)>,
+    },
+    Error {
+        code: u16,
+    },
+    /// A subscription's end.
+    Ended {
+        code: u16,
+        of: u64,
+    },
     Json(String),
     Other,
 }
@@ -176,6 +193,9 @@ impl Client {
                 end: answer.end,
                 batches: answer.batches.iter().map(|(head, payload)| (head, payload.to_vec())).collect(),
             },
+            Answer::Error(ErrorAnswer { code, detail: ErrorDetail { subscription: Some(of), .. }, .. }) => {
+                Said::Ended { code, of }
+            }
             Answer::Error(error) => Said::Error { code: error.code },
             Answer::Stats(answer) => Said::Json(String::from_utf8_lossy(answer.json).into_owned()),
             _ => Said::Other,
