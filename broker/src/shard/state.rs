@@ -353,6 +353,8 @@ impl Shard {
         if left == 0 {
             return false;
         }
+        // The refusal itself may have given the log something to do: a segment to pass over, a unit to seal.
+        self.work.raise();
         let seen = self.room_seen.get();
         let came = poll_fn(|context| {
             if self.room_seen.get() != seen {
