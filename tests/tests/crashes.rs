@@ -1,5 +1,5 @@
 //! Real data through `kill -9`: the broker is killed and started again at random instants while `peregrine produce` sends, and at
-//! the end each line is there exactly once, in order per key.
+//! the end each line is there exactly once, in order per key; so it is for a reader that follows over all the kills.
 //!
 //! The number of kills is 5 in each case, or that in `PEREGRINE_TEST_KILLS`.
 
@@ -60,6 +60,11 @@ fn survives_kills(shards: u16, level: &str) {
     let mut broker = Settings::default().shards(shards).start();
     broker.command_line().create_topic("flights", QUEUES);
 
+    // A reader that follows over all the kills: what it has seen is never taken back, and it sees nothing twice.
+    let all = LINES.to_string();
+    let follow = ["consume", "flights", "--from", "earliest", "--follow", "--max", &all];
+    let follower = RunningCommand::spawn(broker.command_line().command(&follow));
+
     let key_field = KEY_FIELD.to_string();
     let arguments =
         ["produce", "flights", "-", "--level", level, "--key-delimiter", KEY_DELIMITER, "--key-field", &key_field];
@@ -92,6 +97,8 @@ fn survives_kills(shards: u16, level: &str) {
     let last = ended.stderr.lines().last().unwrap_or_default();
     assert_eq!(last, format!("acknowledged {LINES} of {LINES}"));
     data.assert_delivered(&broker.command_line().consume_all("flights"));
+    let followed: Vec<String> = follower.wait().succeeded().lines().into_iter().map(str::to_owned).collect();
+    data.assert_delivered(&followed);
 
     // A clean stop and another start change nothing.
     assert!(broker.terminate().success(), "a clean stop is a success");
