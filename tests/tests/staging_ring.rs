@@ -146,7 +146,7 @@ fn what_stands_only_in_the_ring_comes_back_after_100_wrap_arounds() {
     let data = Dataset::flights(20_000);
     let mut broker = prepared(1);
     // From that write on durable stands still, and what is acknowledged then stands only in the ring.
-    broker.set_arguments(&["--test-fault=hold-write=2000"]);
+    broker.set_arguments(&["--test-fault=hold-write=3000"]);
     broker.start_again();
     let mut connection = Connection::open(broker.address(), Some(ShardId(0)));
     let topic = connection.topic(TOPIC);
