@@ -22,6 +22,8 @@ pub const ACCEPTS_PER_TURN: usize = 8;
 pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// A frame that has begun must make progress within this time.
 pub const FRAME_PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+/// The same while other connections wait for the memory that unfinished frames hold: who stalls then makes room for them.
+pub const FRAME_PROGRESS_WHEN_SHORT: Duration = Duration::from_secs(2);
 /// Bytes waiting for a client that takes none of them for this long mean that the client is gone.
 pub const OUTPUT_PROGRESS_WITHIN: Duration = Duration::from_secs(60);
 /// The tick of the one sweeper per executor: it finds what is overdue. A tick costs an idle executor about 150 µs (a wake-up and

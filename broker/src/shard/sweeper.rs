@@ -1,7 +1,10 @@
 //! The one timer of an executor that looks after all its connections: who has not said hello, whose frame or whose socket makes
 //! no progress, whose buffers nobody needs. It also beats for the watchdog, and sees that the process is to stop.
 
-use crate::limits::{FRAME_PROGRESS_WITHIN, HELLO_WITHIN, OUTPUT_PROGRESS_WITHIN, SWEEP_EVERY, SWEEP_SLOTS};
+use crate::limits::{
+    FRAME_PROGRESS_WHEN_SHORT, FRAME_PROGRESS_WITHIN, HELLO_WITHIN, OUTPUT_PROGRESS_WITHIN, RECEIVE_FLOOR, SWEEP_EVERY,
+    SWEEP_SLOTS,
+};
 use crate::shard::clock;
 use crate::shard::connection::Connection;
 use crate::shard::event::Event;
@@ -51,6 +54,12 @@ fn look_after(executor: &Executor, connection: &Connection, now: Nanos) {
         Some("no hello")
     } else if connection.frame_since.get().is_some_and(|at| since(at) > FRAME_PROGRESS_WITHIN) {
         Some("a frame made no progress")
+    } else if executor.receive.is_short()
+        && connection.frame_bytes.get() > RECEIVE_FLOOR
+        && !connection.waits_for_memory.get()
+        && connection.frame_since.get().is_some_and(|at| since(at) > FRAME_PROGRESS_WHEN_SHORT)
+    {
+        Some("a frame made no progress while others wait for its memory")
     } else if connection.stuck_since.get().is_some_and(|at| since(at) > OUTPUT_PROGRESS_WITHIN) {
         Some("the client takes nothing")
     } else {

@@ -54,6 +54,10 @@ pub struct Connection {
     pub accepted_at: Nanos,
     /// Since when a frame has begun and received nothing more.
     pub frame_since: Cell<Option<Nanos>>,
+    /// Bytes of the frame that has begun.
+    pub frame_bytes: Cell<usize>,
+    /// The next bytes of the frame have to wait for memory that other frames hold.
+    pub waits_for_memory: Cell<bool>,
     /// Since when the socket has taken nothing of what waits.
     pub stuck_since: Cell<Option<Nanos>>,
     pub last_used: Cell<Nanos>,
@@ -81,6 +85,8 @@ impl Connection {
             greeted: Cell::new(false),
             accepted_at,
             frame_since: Cell::new(None),
+            frame_bytes: Cell::new(0),
+            waits_for_memory: Cell::new(false),
             stuck_since: Cell::new(None),
             last_used: Cell::new(accepted_at),
             shard: Cell::new(HOME),

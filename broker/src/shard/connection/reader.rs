@@ -168,7 +168,9 @@ impl Reader {
             },
             None => FRAME_HEAD_LEN,
         };
-        let Some(room) = self.backlog.room(wanted, self.connection.id.0, &self.executor.receive) else {
+        let room = self.backlog.room(wanted, self.connection.id.0, &self.executor.receive);
+        self.connection.waits_for_memory.set(room.is_none());
+        let Some(room) = room else {
             self.executor.receive.wait(context.waker());
             return Poll::Pending;
         };
@@ -195,6 +197,7 @@ impl Reader {
     fn note_partial(&self, stop: &Stop) {
         let partial = matches!(stop, Stop::Partial) && !self.backlog.is_empty();
         self.connection.frame_since.set(partial.then_some(self.received_at));
+        self.connection.frame_bytes.set(self.backlog.bytes().len());
     }
 
     fn handle_backlog(&mut self) -> Stop {

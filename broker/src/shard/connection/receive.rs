@@ -69,6 +69,11 @@ impl ReceiveBudget {
         self.held.get()
     }
 
+    /// Whether somebody waits for bytes that others hold.
+    pub fn is_short(&self) -> bool {
+        !self.waiting.borrow().is_empty()
+    }
+
     /// How much of the scratch buffer one read may fill now: what is left of it may have to be kept.
     pub fn scratch(&self) -> usize {
         if self.held.get() + RECEIVE_SCRATCH <= RECEIVE_BUDGET { RECEIVE_SCRATCH } else { RECEIVE_FLOOR }
