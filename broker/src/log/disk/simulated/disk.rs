@@ -77,7 +77,7 @@ impl Disk for SimulatedDisk {
     }
 
     async fn sync_directory(&self) -> io::Result<()> {
-        let serial = self.machine.state().serial();
+        let serial = self.machine.world().serial();
         self.request(Request::SyncDirectory { serial }).await.map(drop)
     }
 
@@ -101,7 +101,7 @@ impl DiskFile for SimulatedFile {
         assert!(offset.is_multiple_of(BLOCK as u64), "a direct write at {offset}, not a block boundary");
         let end = offset + buffer.len() as u64;
         assert!(end <= self.size, "a write up to {end} in a file of {} bytes", self.size);
-        let blocks = blocks_of(&buffer, &self.disk.machine.state().zero);
+        let blocks = blocks_of(&buffer, &self.disk.machine.world().zero);
         let first = offset as usize / BLOCK;
         let durable = self.access == Access::Append;
         self.disk.request(Request::Write { inode: self.inode, first, blocks, durable }).await.map(drop)
@@ -117,7 +117,7 @@ impl DiskFile for SimulatedFile {
     }
 
     async fn sync(&self) -> io::Result<()> {
-        let serial = self.disk.machine.state().serial();
+        let serial = self.disk.machine.world().serial();
         self.disk.request(Request::Sync { inode: self.inode, serial }).await.map(drop)
     }
 }

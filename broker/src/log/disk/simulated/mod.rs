@@ -23,6 +23,7 @@ mod operation;
 mod random;
 mod ring;
 mod tasks;
+mod world;
 
 #[cfg(test)]
 mod tests;

@@ -35,7 +35,7 @@ impl SimulatedRings {
 
     /// Changes a ring file behind the broker's back, as a fault that no crash could make.
     pub fn meddle(&self, path: &str, change: impl FnOnce(&mut Vec<u8>)) -> bool {
-        match self.machine.state().rings.get_mut(path).and_then(|file| file.bytes.as_mut()) {
+        match self.machine.world().rings.get_mut(path).and_then(|file| file.bytes.as_mut()) {
             Some(bytes) => {
                 change(bytes);
                 true
@@ -45,7 +45,7 @@ impl SimulatedRings {
     }
 
     fn grow(&self, path: &str, len: usize) {
-        if let Some(RingFile { bytes: Some(bytes), .. }) = self.machine.state().rings.get_mut(path) {
+        if let Some(RingFile { bytes: Some(bytes), .. }) = self.machine.world().rings.get_mut(path) {
             bytes.resize(len, 0);
         }
     }
@@ -56,23 +56,23 @@ impl RingHost for SimulatedRings {
 
     fn open(&self, path: &str) -> io::Result<Option<SimulatedRing>> {
         self.machine.step();
-        let mut state = self.machine.state();
-        let Some(file) = state.rings.get_mut(path) else { return Ok(None) };
+        let mut world = self.machine.world();
+        let Some(file) = world.rings.get_mut(path) else { return Ok(None) };
         let inode = file.inode;
         let bytes = file.bytes.take().ok_or_else(|| io::Error::new(io::ErrorKind::WouldBlock, path.to_owned()))?;
-        drop(state);
+        drop(world);
         Ok(Some(SimulatedRing { machine: self.machine.clone(), path: Some(path.to_owned()), inode, bytes }))
     }
 
     fn create(&self, path: &str, len: usize) -> io::Result<SimulatedRing> {
         self.machine.step();
-        let mut state = self.machine.state();
-        if state.rings.contains_key(path) {
+        let mut world = self.machine.world();
+        if world.rings.contains_key(path) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, path.to_owned()));
         }
-        let inode = state.next_inode();
-        state.rings.insert(path.to_owned(), RingFile { inode, bytes: Some(Vec::new()) });
-        drop(state);
+        let inode = world.next_inode();
+        world.rings.insert(path.to_owned(), RingFile { inode, bytes: Some(Vec::new()) });
+        drop(world);
         // A kill may find the file empty, cut short, or whole and zero.
         self.machine.step();
         self.grow(path, len / 2);
@@ -88,7 +88,7 @@ impl RingHost for SimulatedRings {
 
     fn remove(&self, path: &str) -> io::Result<()> {
         self.machine.step();
-        let removed = self.machine.state().rings.remove(path);
+        let removed = self.machine.world().rings.remove(path);
         removed.map(drop).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, path.to_owned()))
     }
 }
@@ -111,7 +111,7 @@ impl RingMemory for SimulatedRing {
     fn resize(&mut self, len: usize) -> io::Result<()> {
         self.machine.step();
         let (shorter, longer) = (self.bytes.len().min(len), self.bytes.len().max(len));
-        let halfway = self.machine.state().random.between(shorter as u64, longer as u64) as usize;
+        let halfway = self.machine.world().random.between(shorter as u64, longer as u64) as usize;
         self.bytes.resize(halfway, 0);
         self.machine.step();
         self.bytes.resize(len, 0);
@@ -122,8 +122,8 @@ impl RingMemory for SimulatedRing {
 impl Drop for SimulatedRing {
     fn drop(&mut self) {
         let Some(path) = &self.path else { return };
-        let mut state = self.machine.state();
-        if let Some(file) = state.rings.get_mut(path)
+        let mut world = self.machine.world();
+        if let Some(file) = world.rings.get_mut(path)
             && file.inode == self.inode
         {
             file.bytes = Some(std::mem::take(&mut self.bytes));

@@ -1,0 +1,278 @@
+//! The state behind a [`Machine`]: what is in flight, what is on the devices, and what a crash leaves of both.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::directory::Directory;
+use super::file::{Block, FileContents, Tear};
+use super::machine::{Breach, Conditions, Crash, Machine};
+use super::operation::{Answer, Pending, Request};
+use super::random::Random;
+use super::ring::RingFile;
+use crate::log::disk::BLOCK;
+
+/// How long after its process's end a write may still land, nanoseconds.
+const ORPHAN_DELAY_MAX: u64 = 30_000_000;
+
+/// Who waits for an operation, and what came of it.
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub waker: Option<Waker>,
+    pub answer: Option<io::Result<Answer>>,
+}
+
+/// The machine and its world.
+pub(super) struct World {
+    pub random: Random,
+    pub conditions: Conditions,
+    pub directories: Vec<Directory>,
+    pub rings: BTreeMap<String, RingFile>,
+    /// The one block of zeros.
+    pub zero: Rc<Block>,
+    /// Nanoseconds; goes on through crashes.
+    pub now: u64,
+    /// Losses of power, from 1.
+    pub boot: u64,
+    pub next_id: u64,
+    /// Of the last completion.
+    pub serial: u64,
+    pub next_inode: u64,
+    /// Instants so far at which a crash could have struck.
+    pub steps: u64,
+    /// Steps left, and what strikes then.
+    pub armed: Option<(u64, Crash)>,
+    /// In flight, by the instant at which each is due.
+    pub pending: BTreeMap<(u64, u64), Pending>,
+    pub waiting: BTreeMap<u64, Waiting>,
+    /// Crashes so far: tells what a process made from what it found.
+    pub processes: u64,
+    pub breaches: Vec<Breach>,
+    pub trace: DefaultHasher,
+    pub verbose: bool,
+}
+
+impl World {
+    pub fn note(&mut self, event: &(impl Debug + Hash)) {
+        self.now.hash(&mut self.trace);
+        event.hash(&mut self.trace);
+        if self.verbose {
+            eprintln!("{:>12} {event:?}", self.now);
+        }
+    }
+
+    /// Orders completions against the syncs issued between them.
+    pub fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    pub fn next_inode(&mut self) -> u64 {
+        self.next_inode += 1;
+        self.next_inode
+    }
+
+    pub fn delay(&mut self, request: &Request) -> u64 {
+        if let Request::Pause { nanoseconds } = request {
+            return *nanoseconds;
+        }
+        let conditions = self.conditions;
+        if self.random.one_in(conditions.slow_one_in) {
+            return self.random.between(conditions.delay_max, conditions.slow_delay);
+        }
+        self.random.between(conditions.delay_min, conditions.delay_max)
+    }
+
+    pub fn look_for_inheritance(&mut self, shard: usize, request: &Request) {
+        let Request::Write { inode, .. } = request else { return };
+        if self.directories[shard].file(*inode).made_by() != self.processes {
+            let file = self.directories[shard].name_of(*inode).to_owned();
+            self.breaches.push(Breach::Inherited { shard, file });
+        }
+    }
+
+    pub fn choose_failure(&mut self, request: &Request) -> Option<io::ErrorKind> {
+        let conditions = self.conditions;
+        let failed = (request.is_write() && self.random.one_in(conditions.fail_write_one_in))
+            || (request.is_sync() && self.random.one_in(conditions.fail_sync_one_in));
+        if failed {
+            return Some(io::ErrorKind::Other);
+        }
+        let full = matches!(request, Request::Make { .. }) && self.random.one_in(conditions.disk_full_one_in);
+        full.then_some(io::ErrorKind::StorageFull)
+    }
+
+    pub fn complete(&mut self, due: u64, id: u64) -> Option<Waker> {
+        let pending = self.pending.remove(&(due, id))?;
+        self.note(&("completes", pending.shard, id, pending.request.name(), pending.failure, pending.orphan));
+        if pending.orphan {
+            let tear = Tear::random(&mut self.random);
+            self.land_torn(&pending, tear);
+            return None;
+        }
+        let answer = match pending.failure {
+            None => self.carry_out(pending.shard, pending.request),
+            Some(kind) => {
+                if pending.request.is_write() {
+                    let tear = Tear::random(&mut self.random);
+                    self.land_torn(&pending, tear);
+                    if self.random.coin() {
+                        self.land_later(id, pending);
+                    }
+                }
+                Err(io::Error::new(kind, "injected by the simulation"))
+            }
+        };
+        let waiting = self.waiting.get_mut(&id)?;
+        waiting.answer = Some(answer);
+        waiting.waker.take()
+    }
+
+    fn carry_out(&mut self, shard: usize, request: Request) -> io::Result<Answer> {
+        let serial = self.next_serial();
+        match request {
+            Request::List => Ok(Answer::Names(self.directories[shard].names())),
+            Request::Open { name } => {
+                let inode = self.directories[shard].lookup(&name)?;
+                Ok(Answer::File { inode, size: self.directories[shard].file(inode).size() })
+            }
+            Request::Make { name, size } => {
+                let inode = self.next_inode();
+                let initial = self.stale_blocks(shard, size.div_ceil(BLOCK as u64) as usize);
+                let contents = FileContents::new(initial, self.processes);
+                self.directories[shard].make(&name, inode, contents, serial)?;
+                Ok(Answer::File { inode, size })
+            }
+            Request::Rename { from, to } => self.directories[shard].rename(&from, &to, serial).map(|()| Answer::Done),
+            Request::Remove { name } => self.directories[shard].remove(&name, serial).map(|_| Answer::Done),
+            Request::SyncDirectory { serial } => {
+                self.directories[shard].sync(serial);
+                Ok(Answer::Done)
+            }
+            Request::Read { inode, offset, len } => {
+                Ok(Answer::Bytes(self.directories[shard].file(inode).read(offset, len)))
+            }
+            Request::Write { inode, first, blocks, durable } => {
+                let rewritten = self.directories[shard].file_mut(inode).write(first, &blocks, serial, durable);
+                if let Some(block) = rewritten {
+                    let file = self.directories[shard].name_of(inode).to_owned();
+                    self.breaches.push(Breach::Rewritten { shard, file, block });
+                }
+                Ok(Answer::Done)
+            }
+            Request::Sync { inode, serial } => {
+                self.directories[shard].file_mut(inode).sync(serial);
+                Ok(Answer::Done)
+            }
+            Request::Pause { .. } => Ok(Answer::Done),
+        }
+    }
+
+    /// What the disk holds where a new file is laid: zeros, noise, or what another file left there.
+    fn stale_blocks(&mut self, shard: usize, count: usize) -> Vec<Rc<Block>> {
+        let mut blocks = match self.random.below(3) {
+            0 => Vec::new(),
+            1 => {
+                let mut noise = [0; BLOCK];
+                self.random.fill(&mut noise);
+                let noise = Rc::new(noise);
+                (0..count).map(|_| Rc::clone(&noise)).collect()
+            }
+            _ => {
+                let directory = &self.directories[shard];
+                let inodes = directory.inodes();
+                if inodes.is_empty() {
+                    Vec::new()
+                } else {
+                    directory.file(*self.random.pick(&inodes)).blocks().to_vec()
+                }
+            }
+        };
+        blocks.resize(count, Rc::clone(&self.zero));
+        blocks
+    }
+
+    /// Settles an operation whose process ended: most kinds happened or did not; a write may land later.
+    pub fn orphan(&mut self, due: u64, id: u64, pending: Pending, crash: Crash) {
+        if !pending.request.is_write() {
+            if pending.failure.is_none() && self.random.coin() {
+                // Nobody reads the answer.
+                let _ = self.carry_out(pending.shard, pending.request);
+            }
+            return;
+        }
+        if crash == Crash::Power {
+            let tear = Tear::random(&mut self.random);
+            self.land_torn(&pending, tear);
+        } else if pending.orphan {
+            self.pending.insert((due, id), pending);
+        } else {
+            if self.random.coin() {
+                let tear = Tear::random(&mut self.random);
+                self.land_torn(&pending, tear);
+            }
+            if self.random.coin() {
+                self.land_later(id, pending);
+            }
+        }
+    }
+
+    fn land_later(&mut self, id: u64, mut pending: Pending) {
+        pending.orphan = true;
+        let due = self.now + self.random.below(ORPHAN_DELAY_MAX);
+        self.pending.insert((due, id), pending);
+    }
+
+    fn land_torn(&mut self, pending: &Pending, tear: Tear) {
+        let Request::Write { inode, first, blocks, .. } = &pending.request else { return };
+        let serial = self.next_serial();
+        let file = self.directories[pending.shard].file_mut(*inode);
+        file.write_torn(*first, blocks, serial, tear, &mut self.random);
+    }
+}
+
+/// The end of an operation.
+pub(super) struct Completion {
+    machine: Machine,
+    id: u64,
+}
+
+impl Completion {
+    pub fn new(machine: Machine, id: u64) -> Self {
+        Self { machine, id }
+    }
+}
+
+impl Future for Completion {
+    type Output = io::Result<Answer>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut world = self.machine.world();
+        let Some(waiting) = world.waiting.get_mut(&self.id) else {
+            // The process that waited is gone; only a future leaked over its end gets here.
+            return Poll::Pending;
+        };
+        if let Some(answer) = waiting.answer.take() {
+            return Poll::Ready(answer);
+        }
+        waiting.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        if let Ok(mut world) = self.machine.try_world() {
+            world.waiting.remove(&self.id);
+        }
+    }
+}
