@@ -206,6 +206,10 @@ impl Shard {
         let mut again = Vec::new();
         {
             let core = &mut *self.core.borrow_mut();
+            // First: a turn that poisons the log acknowledges nothing any more.
+            if core.log.is_poisoned() {
+                self.tell_poison(executor, core);
+            }
             let (published, durable) = (core.log.published(), core.log.durable());
             core.engine.on_published(published);
             core.engine.on_durable(durable);
@@ -221,9 +225,6 @@ impl Shard {
             }
             while let Some(state) = core.engine.next_catalogue_effect() {
                 effects.push(state);
-            }
-            if core.log.is_poisoned() {
-                self.tell_poison(executor, core);
             }
             self.hand_out(executor, &mut core.engine, now);
         }
