@@ -1,7 +1,20 @@
 //! A shard's log: staging ring, flusher, segments, marks, and the one way to start. See DESIGN.md, "The log".
 //!
-//! Decisions are plain state machines; all I/O goes through the traits in [`disk`], so that the broker and the simulator run
-//! the same code.
+//! | where | what |
+//! |---|---|
+//! | [`Log`] | the log while it runs: appends, tasks for the disk, their completions, the stop |
+//! | `recovery`, `chain`, `damage` | the start: what the log is, where it was cut, what is missing from it |
+//! | `ring`, `placement` | the newest bytes; where the next entry goes |
+//! | `flusher` | which bytes are written when, and how far the log is durable |
+//! | `segment`, `ahead`, `task` | segment files, those made ahead, the work that the disk is asked for |
+//! | `mark` | how far the log was durable, for a start that finds nothing else |
+//! | `reader` | old entries, from the disk |
+//! | [`disk`] | the traits that all I/O goes through; io_uring and tmpfs, and the simulated machine |
+//! | [`fault`] | switches for tests and the simulator's planted defects |
+//!
+//! Decisions are plain state machines without I/O or clock, so that the broker and the simulator run the same code. Later
+//! parts find their place here: indexes are written when a segment is sealed (`Log`'s roll), checkpoints shorten what
+//! `recovery` scans, retention takes segments from the front of `reader`'s list.
 
 mod ahead;
 mod chain;

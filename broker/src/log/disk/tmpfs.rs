@@ -72,10 +72,7 @@ impl TmpfsRing {
     fn map(file: File, len: usize) -> io::Result<Self> {
         // A map of no bytes is an error; a file that a kill left empty is not.
         let map = if len == 0 {
-            MmapOptions::new().len(1).map_anon().map(|mut map| {
-                map[0] = 0;
-                map
-            })?
+            MmapOptions::new().len(1).map_anon()?
         } else {
             // SAFETY: the file is ours alone while it is locked, mode 0600, and only `resize` changes its length, which maps
             // it anew; so the memory behind the map neither vanishes nor changes under us.

@@ -148,7 +148,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         let identity = &self.survey.segments[link.index];
         let is_last = n + 1 == self.chain.links.len();
         let file = self.disk.open(&identity.name().to_string(), Access::Read).await?;
-        let mut window = Window::new(file, identity.base, self.seal);
+        let mut window = Window::new(file, identity.base, self.seal, self.options.accept_loss);
         let mut position = link.base;
         while position < limit {
             let expected = Expected { position, epoch_min: self.epoch, epoch_max: identity.epoch, limit };
@@ -244,7 +244,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         for link in &self.chain.links[n..] {
             let identity = &self.survey.segments[link.index];
             let file = self.disk.open(&identity.name().to_string(), Access::Read).await?;
-            let mut window = Window::new(file, identity.base, self.seal);
+            let mut window = Window::new(file, identity.base, self.seal, self.options.accept_loss);
             let mut expected = Expected {
                 position: position.max(link.base),
                 epoch_min: Epoch(0),

@@ -52,7 +52,14 @@ impl Survey {
         let doing = || format!("read the identity of segment {name}");
         let file = disk.open(&file_name, Access::Read).await.map_err(io_error(options, doing))?;
         let size = file.size();
-        let block = file.read_at(0, BLOCK).await.map_err(io_error(options, doing))?;
+        let block = match file.read_at(0, BLOCK).await {
+            Ok(block) => block,
+            Err(error) if options.accept_loss => {
+                self.bad.push(BadSegment { name, reason: error.to_string() });
+                return Ok(());
+            }
+            Err(error) => return Err(io_error(options, doing)(error)),
+        };
         let identity = Identity::decode(&block).and_then(|identity| {
             identity.check(name, size, &options.directory, options.shard)?;
             Ok(identity)

@@ -54,14 +54,17 @@ pub(super) struct Window<F: DiskFile> {
     file: F,
     base: LogPosition,
     seal: EntrySeal,
+    /// Take blocks that the device cannot read for zeros, which are no entries: with `--accept-loss` alone. Without it a
+    /// failed read ends the start, since it may pass, and what it hides must not be taken for a torn tail.
+    unreadable_is_zero: bool,
     /// Where `bytes` start: a block boundary.
     from: LogPosition,
     bytes: Vec<u8>,
 }
 
 impl<F: DiskFile> Window<F> {
-    pub fn new(file: F, base: LogPosition, seal: EntrySeal) -> Self {
-        Self { file, base, seal, from: base, bytes: Vec::new() }
+    pub fn new(file: F, base: LogPosition, seal: EntrySeal, unreadable_is_zero: bool) -> Self {
+        Self { file, base, seal, unreadable_is_zero, from: base, bytes: Vec::new() }
     }
 
     /// The bytes at `position`: `len` of them, or fewer where the file ends.
@@ -81,13 +84,31 @@ impl<F: DiskFile> Window<F> {
         let wanted = ((position - self.from) as usize + len).next_multiple_of(READ);
         while self.bytes.len() < wanted {
             let offset = self.from - self.base + (BLOCK + self.bytes.len()) as u64;
-            let read = self.file.read_at(offset, READ).await?;
-            self.bytes.extend_from_slice(&read);
-            if read.len() < READ {
+            let len = match self.file.read_at(offset, READ).await {
+                Ok(read) => {
+                    self.bytes.extend_from_slice(&read);
+                    read.len()
+                }
+                Err(_) if self.unreadable_is_zero => self.fill_readable(offset).await,
+                Err(error) => return Err(error),
+            };
+            if len < READ {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Reads block by block where a long read failed. The bytes up to the file's end, [`READ`] at most.
+    async fn fill_readable(&mut self, offset: u64) -> usize {
+        let len = READ.min(self.file.size().saturating_sub(offset) as usize);
+        for at in (0..len).step_by(BLOCK) {
+            match self.file.read_at(offset + at as u64, BLOCK).await {
+                Ok(block) => self.bytes.extend_from_slice(&block),
+                Err(_) => self.bytes.resize(self.bytes.len() + BLOCK, 0),
+            }
+        }
+        len
     }
 
     /// The entry that stands where one is expected, its payload checked.
@@ -154,5 +175,62 @@ impl<F: DiskFile> Window<F> {
             at += len as u64;
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_lite::future::block_on;
+    use peregrine_protocol::entry::DirectorySecret;
+    use peregrine_protocol::ids::ShardId;
+
+    use super::*;
+
+    /// A file of blocks of which one cannot be read.
+    struct Failing {
+        blocks: usize,
+        bad: u64,
+    }
+
+    impl DiskFile for Failing {
+        type Buffer = Vec<u8>;
+        type Bytes = Vec<u8>;
+
+        fn size(&self) -> u64 {
+            (self.blocks * BLOCK) as u64
+        }
+
+        async fn write_at(&self, _buffer: Vec<u8>, _offset: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+            let end = self.size().min(offset + len as u64);
+            let bad = self.bad * BLOCK as u64;
+            if (offset..end).contains(&bad) {
+                Err(io::Error::other("a bad block"))
+            } else {
+                Ok(vec![7; (end - offset) as usize])
+            }
+        }
+
+        async fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_unreadable_block_ends_the_start_unless_loss_is_accepted() {
+        let seal = EntrySeal::new(&DirectorySecret([1; 16]), ShardId(0));
+        let window = |lenient| Window::new(Failing { blocks: 300, bad: 280 }, LogPosition(0), seal, lenient);
+        let all = 299 * BLOCK;
+        assert!(block_on(window(false).bytes(LogPosition(0), all)).is_err());
+        let mut window = window(true);
+        let bytes = block_on(window.bytes(LogPosition(0), all)).unwrap();
+        assert_eq!(bytes.len(), all);
+        let zeros: Vec<_> = bytes.chunks(BLOCK).enumerate().filter(|(_, block)| block.contains(&0)).collect();
+        assert_eq!(zeros, [(279, &[0; BLOCK][..])], "position 0 is in the file's second block");
     }
 }
