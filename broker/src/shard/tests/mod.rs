@@ -6,9 +6,11 @@ use crate::control::settings::{Settings, TestFault};
 use crate::log::CloseError;
 use crate::shard::run::RunError;
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{DurableLevel, Epoch, QueueId, QueueOffset};
+use peregrine_protocol::ids::{Correlation, DurableLevel, Epoch, QueueId, QueueOffset, ShardId};
 use peregrine_protocol::message::{AlterTopic, DeleteTopic, Fetch, Produce, Request, Stats};
+use peregrine_protocol::placement::shard_of_queue;
 use serving::{Said, batch, head, serve, settings};
+use std::io::Write;
 use tempfile::TempDir;
 
 fn directories() -> (TempDir, TempDir) {
@@ -289,6 +291,82 @@ fn a_change_of_the_catalogue_is_known_to_every_shard_when_it_is_answered() {
                 Said::Error { code } => assert_eq!(code, ErrorCode::TopicDeleted.number()),
                 other => panic!("{other:?}"),
             }
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
+/// More requests than the mesh has credit for, and more deliveries than its window, through the wrong shard's socket.
+#[test]
+fn requests_and_deliveries_cross_the_mesh_in_order_and_within_their_bounds() {
+    const MESSAGES: u64 = 5000;
+    let (data, rings) = directories();
+    let serving = serve(&settings(data.path(), rings.path(), 2));
+    let mut client = serving.client(Some(0));
+    let topic = client.create("far", 2);
+    let queue = (0..2)
+        .find(|&queue| shard_of_queue("far", QueueId(queue), 2) == ShardId(1))
+        .expect("one of two queues lives on shard 1");
+    let payload_of = |number: u64| batch(&vec![number as u8; 1000 + (number % 50) as usize]);
+    let mut writer = client.socket.try_clone().expect("a second handle");
+    let sending = std::thread::spawn(move || {
+        for number in 0..MESSAGES {
+            let payload = payload_of(number);
+            let mut bytes = Vec::new();
+            let produce = Produce { head: head(topic, queue, DurableLevel::Memory, &payload), payload: &payload };
+            Request::Produce(produce).encode(Correlation(1000 + number), &mut bytes);
+            writer.write_all(&bytes).expect("send");
+        }
+    });
+    for number in 0..MESSAGES {
+        match client.receive() {
+            (correlation, Said::Stored(stored)) => {
+                assert_eq!((correlation.0, stored.base_offset.0), (1000 + number, number));
+                assert_eq!(stored.shard, ShardId(1));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    sending.join().expect("no panic");
+    client.subscribe(topic, queue);
+    for number in 0..MESSAGES {
+        match client.receive().1 {
+            Said::Batch { head, payload, .. } => {
+                assert_eq!(head.base_offset.0, number);
+                assert!(payload == payload_of(number), "bytes of {number} differ");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
+/// A reader that takes nothing while the ring goes round several times: what was half sent goes on from disk.
+#[test]
+fn a_reader_that_was_slow_gets_every_byte() {
+    let (data, rings) = directories();
+    let settings = Settings { ring_bytes: 1 << 20, largest_entry: 256 << 10, ..settings(data.path(), rings.path(), 1) };
+    let serving = serve(&settings);
+    let mut producer = serving.client(None);
+    let topic = producer.create("slow", 1);
+    let mut reader = serving.client(None);
+    reader.subscribe(topic, 0);
+    let payload_of = |number: u32| {
+        let len = 1000 + (number * 7919) % 200_000;
+        batch(&(0..len).map(|at| (at * 31 + number) as u8).collect::<Vec<u8>>())
+    };
+    for number in 0..150 {
+        let payload = payload_of(number);
+        let produce = Produce { head: head(topic, 0, DurableLevel::Synced, &payload), payload: &payload };
+        assert!(matches!(producer.ask(&Request::Produce(produce)), Said::Stored(_)));
+    }
+    for number in 0..150 {
+        match reader.receive().1 {
+            Said::Batch { head, payload, .. } => {
+                assert_eq!(head.base_offset.0, u64::from(number));
+                assert!(payload == payload_of(number), "bytes of {number} differ");
+            }
+            other => panic!("{other:?}"),
         }
     }
     assert!(serving.stop().is_ok());
