@@ -341,9 +341,19 @@ impl Broker {
         status
     }
 
-    /// SIGSTOP: the process is frozen, its sockets stay.
+    /// SIGSTOP: the process is frozen, its sockets stay. Returns when the last of its threads stands still, which on a busy
+    /// machine is some milliseconds after the signal was sent.
     pub fn freeze(&self) {
         self.signal(libc::SIGSTOP);
+        let stands_still = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // The state stands behind the name, which ends with the last parenthesis.
+            stat.rsplit(')').next().is_some_and(|fields| fields.trim_start().starts_with('T'))
+        };
+        eventually("every thread of the broker stands still", EXIT_WITHIN, || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", self.process_id())).expect("the broker runs");
+            tasks.map_while(Result::ok).all(stands_still)
+        });
     }
 
     /// SIGCONT.
