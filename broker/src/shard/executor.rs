@@ -2,7 +2,7 @@
 
 use crate::control::settings::Idle;
 use crate::engine::{HOME, Refusal};
-use crate::limits::{COLD_BUDGET, COLD_READ, RECEIVE_FLOOR, RECEIVE_SCRATCH};
+use crate::limits::{COLD_BUDGET, COLD_READ, CONNECTIONS_PER_EXECUTOR, RECEIVE_FLOOR, RECEIVE_SCRATCH};
 use crate::shard::answers;
 use crate::shard::connection::outbox::LogBytes;
 use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
@@ -154,8 +154,7 @@ impl Executor {
 
     /// Serves a connection that was accepted here.
     pub fn serve(self: &Rc<Self>, stream: TcpStream) {
-        if self.peers.len() >= crate::limits::CONNECTIONS_PER_EXECUTOR || self.is_stopping() {
-            self.counters.refused_connections.set(self.counters.refused_connections.get() + 1);
+        if self.is_full() {
             return;
         }
         self.counters.accepted.set(self.counters.accepted.get() + 1);
@@ -164,7 +163,17 @@ impl Executor {
 
     /// Serves a connection that another executor hands over.
     pub fn take_over(self: &Rc<Self>, handed: HandOver) {
+        if self.is_full() {
+            return;
+        }
         self.start(socket::stream(handed.socket), handed.accepted_at, true, &handed.unread);
+    }
+
+    /// Whether one more connection is one too many; it is counted, and closed by whoever drops it.
+    fn is_full(&self) -> bool {
+        let full = self.peers.len() >= CONNECTIONS_PER_EXECUTOR || self.is_stopping();
+        self.counters.refused_connections.set(self.counters.refused_connections.get() + u64::from(full));
+        full
     }
 
     fn start(self: &Rc<Self>, stream: TcpStream, accepted_at: Nanos, preamble_seen: bool, unread: &[u8]) {

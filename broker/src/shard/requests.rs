@@ -1,7 +1,7 @@
 //! What a shard does with each kind of request.
 
-use crate::engine::{Credit as EngineCredit, FetchLimits, ReaderOwner, Refusal};
-use crate::limits::{FETCH_BYTES, SUBSCRIPTIONS_PER_CONNECTION};
+use crate::engine::{Credit as EngineCredit, ReaderOwner, Refusal};
+use crate::limits::SUBSCRIPTIONS_PER_CONNECTION;
 use crate::shard::catalogue::{self, ChangeAsked, ChangeWanted};
 use crate::shard::connection::outlet::{Held, HeldFetch};
 use crate::shard::executor::Executor;
@@ -14,11 +14,10 @@ use crate::shard::{answers, produce, subscriptions};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{Frame, Kind, Sender};
 use peregrine_protocol::ids::{Correlation, Nanos, ShardId, TopicId};
-use peregrine_protocol::limits::FETCH_BATCHES_MAX;
 use peregrine_protocol::message::consume::AckAnswer;
 use peregrine_protocol::message::{
-    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, FetchBody, LookUp, LookUpAnswer, Produce, ProduceHead,
-    Request, Start, Subscribe, SubscribeAnswer, Unsubscribe,
+    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, LookUp, LookUpAnswer, Produce, ProduceHead, Request, Start,
+    Subscribe, SubscribeAnswer, Unsubscribe,
 };
 use peregrine_protocol::preamble::PROTOCOL_VERSION;
 use std::rc::Rc;
@@ -217,25 +216,11 @@ fn fetch(
     asked: &Fetch,
 ) -> Result<(), Wait> {
     let Some(peer) = proxy::peer_of(executor, asker) else { return Ok(()) };
-    let limits = FetchLimits {
-        messages: u64::from(asked.max_messages),
-        bytes: u64::from(asked.max_bytes).min(FETCH_BYTES),
-        batches: FETCH_BATCHES_MAX as usize,
-    };
-    let mut batches = Vec::new();
     let start = Start::Offset { epoch: asked.epoch, offset: asked.offset };
-    let found = shard.core.borrow().engine.fetch(asked.topic, asked.queue, start, limits, &mut batches);
+    let found = shard.core.borrow().engine.look_up(asked.topic, asked.queue, start);
     match found {
-        Ok(place) => {
-            let fetch = HeldFetch {
-                shard: shard.id,
-                asker,
-                correlation,
-                end: place.visible_end,
-                batches,
-                next: 0,
-                body: FetchBody::default(),
-            };
+        Ok(_) => {
+            let fetch = HeldFetch { shard: shard.id, asker, correlation, asked: *asked, found: None };
             if let Some(peer) = executor.peers.get(peer) {
                 peer.outlet().hold(Held::Fetch(Box::new(fetch)));
             }

@@ -5,12 +5,15 @@
 //! was read from disk for a peer that is behind the ring.
 
 use super::outbox::LogBytes;
-use crate::engine::BatchPlace;
+use crate::engine::{BatchPlace, FetchLimits, StartAt};
+use crate::limits::FETCH_BYTES;
 use crate::shard::event::Event;
 use crate::shard::router::Asker;
 use crate::shard::state::Shard;
+use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, QueueOffset, ShardId, SubscriptionId};
-use peregrine_protocol::message::{BatchHead, FetchAnswer, FetchBody};
+use peregrine_protocol::limits::FETCH_BATCHES_MAX;
+use peregrine_protocol::message::{BatchHead, ErrorAnswer, Fetch, FetchAnswer, FetchBody};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
@@ -21,37 +24,68 @@ pub enum Held {
     Fetch(Box<HeldFetch>),
 }
 
-/// A fetch whose batches are known, and its answer in the making.
+/// A fetch that waits for its turn, and then its answer in the making. Which batches it gets is looked up at its turn, so that
+/// one that waits is small.
 #[derive(Debug)]
 pub struct HeldFetch {
     pub shard: ShardId,
     pub asker: Asker,
     pub correlation: Correlation,
-    pub end: QueueOffset,
-    pub batches: Vec<BatchPlace>,
+    pub asked: Fetch,
+    pub found: Option<Found>,
+}
+
+/// What a fetch found.
+#[derive(Debug)]
+pub struct Found {
+    end: QueueOffset,
+    batches: Vec<BatchPlace>,
     /// The first batch that is not in the body yet.
-    pub next: usize,
-    pub body: FetchBody,
+    next: usize,
+    body: FetchBody,
 }
 
 impl HeldFetch {
     /// Adds the batches whose bytes are at hand. `Some`: these have to be read first.
     pub fn fill(&mut self, shard: &Shard, cold: Option<&ColdBlock>) -> Option<LogBytes> {
-        while let Some(batch) = self.batches.get(self.next) {
-            let found = shard.with_entry(batch, cold, |header, payload| {
-                self.body.push(&BatchHead::of(header, batch.first_wanted), payload);
+        if self.found.is_none() {
+            self.found = self.look_up(shard);
+        }
+        let Some(Found { batches, next, body, .. }) = &mut self.found else { return None };
+        while let Some(batch) = batches.get(*next) {
+            let pushed = shard.with_entry(batch, cold, |header, payload| {
+                body.push(&BatchHead::of(header, batch.first_wanted), payload);
             });
-            if let Err(missing) = found {
+            if let Err(missing) = pushed {
                 return Some(missing);
             }
-            self.next += 1;
+            *next += 1;
         }
         None
     }
 
+    /// The batches; `None` where the queue is gone since the fetch was taken.
+    fn look_up(&self, shard: &Shard) -> Option<Found> {
+        let Fetch { topic, queue, epoch, offset, max_messages, max_bytes } = self.asked;
+        let limits = FetchLimits {
+            messages: u64::from(max_messages),
+            bytes: u64::from(max_bytes).min(FETCH_BYTES),
+            batches: FETCH_BATCHES_MAX as usize,
+        };
+        let mut batches = Vec::new();
+        let core = shard.core.borrow();
+        let place = core.engine.fetch(topic, queue, StartAt::Offset { epoch, offset }, limits, &mut batches).ok()?;
+        Some(Found { end: place.visible_end, batches, next: 0, body: FetchBody::default() })
+    }
+
     /// Appends the answer.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        FetchAnswer { end: self.end, batches: self.body.batches() }.encode(self.correlation, out);
+        match &self.found {
+            Some(found) => {
+                FetchAnswer { end: found.end, batches: found.body.batches() }.encode(self.correlation, out);
+            }
+            None => ErrorAnswer::new(ErrorCode::TopicDeleted).encode(self.correlation, out),
+        }
     }
 }
 
