@@ -18,8 +18,10 @@ pub struct Extent {
 impl Extent {
     const LEN: usize = 16;
 
-    fn contains(&self, other: &Self) -> bool {
-        self.from <= other.from && other.to <= self.to
+    /// Whether all of it lies in `others`, which are in order of position and may overlap or touch.
+    fn is_covered(&self, others: &[Self]) -> bool {
+        let covered = others.iter().fold(self.from, |to, other| if other.from <= to { to.max(other.to) } else { to });
+        covered >= self.to
     }
 }
 
@@ -108,7 +110,9 @@ impl DamageTally {
 
     /// What was found and no earlier start accepted.
     pub fn open(&self) -> Vec<DamagedExtent> {
-        let is_open = |found: &&DamagedExtent| !self.accepted.iter().any(|accepted| accepted.contains(&found.extent));
+        let mut accepted = self.accepted.clone();
+        accepted.sort_unstable();
+        let is_open = |found: &&DamagedExtent| !found.extent.is_covered(&accepted);
         self.found.iter().filter(is_open).cloned().collect()
     }
 }
@@ -139,6 +143,18 @@ mod tests {
         assert_eq!(tally.open(), []);
         tally.found(extent(4096, 8192), "new".to_owned());
         assert_eq!(tally.open().len(), 1);
+    }
+
+    /// In the ring damage ends where the ring does and begins anew; in the segment that a start copied it to it is one stretch.
+    #[test]
+    fn what_was_accepted_in_parts_is_accepted_as_a_whole() {
+        let mut tally = DamageTally::default();
+        tally.accepted(vec![extent(4096, 8192), extent(0, 4096), extent(16_384, 32_768)]);
+        tally.found(extent(64, 8192), "torn".to_owned());
+        assert_eq!(tally.open(), []);
+        tally.found(extent(4096, 16_384), "a gap".to_owned());
+        tally.found(extent(64, 8256), "longer".to_owned());
+        assert_eq!(tally.open().len(), 2);
     }
 
     #[test]

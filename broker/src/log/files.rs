@@ -6,6 +6,7 @@
 //! | `mark-{epoch:010}` | the mark of a run | read, unlinked once a fresh segment says as much |
 //! | `spare-…` | a file of zeros, waiting to become a segment | unlinked |
 //! | `tmp-…` | a file that was never finished | unlinked |
+//! | `damaged-…` | a segment of bad identity, given up by `--accept-loss` | left alone, for whoever wants to look into it |
 //! | anything else | not ours | left alone |
 
 use peregrine_protocol::ids::Epoch;
@@ -50,6 +51,11 @@ pub(super) fn temporary_mark_name(epoch: Epoch) -> String {
     format!("tmp-mark-{:010}", epoch.0)
 }
 
+/// Where a segment goes whose identity is bad and whose loss was accepted.
+pub(super) fn damaged_name(segment: SegmentName) -> String {
+    format!("damaged-{segment}")
+}
+
 /// The segment that a start writes, before it counts.
 pub(super) fn temporary_segment_name(epoch: Epoch) -> String {
     format!("tmp-segment-{:010}", epoch.0)
@@ -69,6 +75,7 @@ mod tests {
         for name in [spare_name(Epoch(3), 7), temporary_mark_name(Epoch(3)), temporary_segment_name(Epoch(3))] {
             assert_eq!(FileKind::of(&name), FileKind::Leftover, "{name}");
         }
+        assert_eq!(FileKind::of(&damaged_name(segment)), FileKind::Foreign);
         for name in ["lost+found", "mark-", "mark-1x", "4096-3", ".."] {
             assert_eq!(FileKind::of(name), FileKind::Foreign, "{name}");
         }

@@ -177,8 +177,9 @@ async fn write_mark<D: Disk>(disk: &D, file: Option<Rc<D::File>>, mark: Mark) ->
         return Ok(file);
     }
     let (temporary, name) = (files::temporary_mark_name(mark.epoch), files::mark_name(mark.epoch));
-    // Left by an attempt that failed.
+    // Left by an attempt that failed: a mark under its name too, if only the sync of the directory did. A mark may lag.
     let _ = disk.remove(&temporary).await;
+    let _ = disk.remove(&name).await;
     let file = disk.create(&temporary, MARK_FILE_LEN).await?;
     zero(disk, &file, 0, MARK_FILE_LEN, None).await?;
     file.write_at(block, mark.offset()).await?;

@@ -80,6 +80,7 @@ pub fn run(
     for shard in 0..settings.shards {
         make_directory(&settings.data, ShardId(shard))?;
     }
+    sync_names(&settings.data)?;
     let shards_each = usize::from(settings.shards).div_ceil(executors);
     let watchdog = Watchdog::start(executors).map_err(RunError::Executor)?;
     let startup = Arc::new(Startup::new(settings.shards, executors));
@@ -287,12 +288,19 @@ fn shard_directory(data: &Path, shard: ShardId) -> PathBuf {
 
 fn make_directory(data: &Path, shard: ShardId) -> Result<(), RunError> {
     let path = shard_directory(data, shard);
-    let failed = |doing, path: &Path, source| RunError::File { doing, path: path.to_owned(), source };
     match std::fs::create_dir(&path) {
-        Ok(()) => File::open(data).and_then(|data| data.sync_all()).map_err(|source| failed("sync", data, source)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(source) => Err(failed("make the directory", &path, source)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(RunError::File { doing: "make the directory", path, source: error })
+        }
+        _ => Ok(()),
     }
+}
+
+/// Makes the names in the data directory durable, at every start: an earlier one may have been killed between making them and
+/// this, and a power cut would then take logs that this one builds on.
+fn sync_names(data: &Path) -> Result<(), RunError> {
+    let synced = File::open(data).and_then(|data| data.sync_all());
+    synced.map_err(|source| RunError::File { doing: "sync", path: data.to_owned(), source })
 }
 
 /// Hands the log's entries to the engine.

@@ -112,8 +112,10 @@ impl RingMemory for TmpfsRing {
         };
         // Unmapped first: nothing may touch a page that the shorter file no longer has.
         self.map = MmapOptions::new().len(1).map_anon()?;
-        file.set_len(len as u64)?;
+        // Reserving makes the file longer, or fails and leaves it as it is: were it longer without its space, the next start
+        // would take it for whole.
         reserve(&file, len as u64)?;
+        file.set_len(len as u64)?;
         *self = Self::map(file, len)?;
         Ok(())
     }

@@ -31,6 +31,7 @@ use super::damage::{Damage, DamagedExtent, Extent};
 use super::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
 use super::error::StartError;
 use super::fault::{Planted, RecoveryStep};
+use super::files;
 use super::options::LogOptions;
 use super::reader::ReadableSegment;
 use super::ring::{PAGE_LEN, PageState, Ring, RingPage, RingUnfit, leftover};
@@ -293,14 +294,19 @@ async fn sync_segments<D: Disk>(
     Ok(())
 }
 
-/// Unlinks what the fresh segment has made superfluous: marks of earlier runs and segments that are no part of the log.
+/// Unlinks what the fresh segment has made superfluous: marks of earlier runs and segments that are no part of the log. A file
+/// that has a segment's name and is none was accepted as lost: it gets another name, so that no later start asks again.
 async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, chain: &Chain) -> Result<(), StartError> {
     let left_out = chain.left_out.iter().map(|&index| survey.segments[index].name().to_string());
     let names: Vec<_> = survey.mark_files.iter().cloned().chain(left_out).collect();
     for name in &names {
         disk.remove(name).await.map_err(io_error(options, || format!("unlink {name}")))?;
     }
-    if names.is_empty() {
+    for bad in &survey.bad {
+        let (name, aside) = (bad.name.to_string(), files::damaged_name(bad.name));
+        disk.rename(&name, &aside).await.map_err(io_error(options, || format!("put {name} aside as {aside}")))?;
+    }
+    if names.is_empty() && survey.bad.is_empty() {
         return Ok(());
     }
     disk.sync_directory().await.map_err(io_error(options, || "sync the shard's directory".to_owned()))

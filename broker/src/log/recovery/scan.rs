@@ -223,6 +223,8 @@ impl<'a, D: Disk> Scan<'a, D> {
         let contradicts = |reason| StartError::Replay { shard: self.options.shard, position: header.position, reason };
         if header.kind == EntryKind::Loss {
             let extents = decode_loss(payload).ok_or_else(|| contradicts("it lists no extents".to_owned()))?;
+            // Where the loss was the log's end, this entry alone still tells of it.
+            extents.iter().for_each(|extent| self.replay.lost(*extent));
             self.tally.accepted(extents);
         }
         self.store_time = header.store_time;

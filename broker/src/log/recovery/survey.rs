@@ -13,6 +13,8 @@ use crate::log::segment::{Identity, SegmentName};
 /// A file with a segment's name that is none.
 pub(super) struct BadSegment {
     pub name: SegmentName,
+    /// No position of it lies above: its file ends there.
+    pub end: LogPosition,
     pub reason: String,
 }
 
@@ -66,7 +68,10 @@ impl Survey {
         });
         match identity {
             Ok(identity) => self.segments.push(identity),
-            Err(error) => self.bad.push(BadSegment { name, reason: error.to_string() }),
+            Err(error) => {
+                let end = LogPosition(name.base.0.saturating_add(size));
+                self.bad.push(BadSegment { name, end, reason: error.to_string() });
+            }
         }
         Ok(())
     }
@@ -105,7 +110,8 @@ impl Survey {
     /// The highest position that any file names, used or not; `None` where there is no file at all.
     pub fn highest_position(&self) -> Option<LogPosition> {
         let segments = self.segments.iter().map(|identity| identity.base);
-        let bad = self.bad.iter().map(|bad| bad.name.base);
+        // What stood in it is not known, so it may have been full.
+        let bad = self.bad.iter().map(|bad| bad.end);
         let marks = self.marks.iter().map(|mark| mark.durable);
         segments.chain(bad).chain(marks).max()
     }

@@ -1,7 +1,7 @@
 //! Damage is named, never taken for the end; accepted once, it is not asked about again.
 
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
-use peregrine_protocol::ids::{LogPosition, QueueId, QueueOffset, TopicId};
+use peregrine_protocol::ids::{Epoch, LogPosition, QueueId, QueueOffset, TopicId};
 
 use super::bench::{Bench, RING};
 use crate::log::StartError;
@@ -126,4 +126,52 @@ fn a_log_that_is_gone_but_for_its_mark_is_damage() {
     });
     let damage = damage(&bench);
     assert_eq!(damage.extents[0].extent.from, LogPosition(0));
+}
+
+/// The engine was told of the hole by the start that met it and by no later one, where the hole was the log's end: a topic that
+/// was lost with it was then damage to every other shard, which no flag could get past.
+#[test]
+fn a_loss_at_the_log_s_end_is_told_to_every_later_start() {
+    let bench = Bench::new();
+    let (_, name, _) = ten(&bench, None);
+    bench.machine.block_on(bench.machine.disk(0).remove(&name)).unwrap();
+    let process = bench.try_start_with(|options| options.accept_loss = true).map_err(|_| ()).unwrap();
+    let lost = process.seen.lost.clone();
+    assert_eq!((process.seen.numbers.len(), lost.len()), (0, 1));
+    process.close().unwrap();
+    for _ in 0..2 {
+        let process = bench.start();
+        assert_eq!(process.seen.lost, lost);
+        process.close().unwrap();
+    }
+}
+
+/// A file whose identity is bad stayed where it was, so that each later start asked for its loss to be accepted once more.
+#[test]
+fn a_bad_identity_is_accepted_once() {
+    for newest in [false, true] {
+        let bench = Bench::new();
+        let mut process = bench.start();
+        process.append_all(0..200, Synced, 50_000);
+        process.wait_durable();
+        let highest = process.log.published();
+        bench.crash(process, Crash::Power);
+        let mut names = bench.names();
+        names.retain(|name| name.len() == 31);
+        let bad = if newest { names[names.len() - 1].clone() } else { names[1].clone() };
+        bench.flip_at(&bad, 70);
+        let epoch = Epoch(bad[21..].parse().unwrap());
+        let accepting = bench.try_start_with(|options| {
+            options.accept_loss = true;
+            options.discard_ring = newest.then_some(epoch);
+        });
+        let mut process = accepting.map_err(|error| error.to_string()).unwrap();
+        assert!(process.report.base > highest, "no position is used twice");
+        assert!(bench.names().contains(&format!("damaged-{bad}")) && !bench.names().contains(&bad));
+        let mut kept = process.seen.numbers.clone();
+        process.append_all(200..201, Synced, 500);
+        kept.push(200);
+        process.close().unwrap();
+        assert_eq!(bench.start().seen.numbers, kept);
+    }
 }
