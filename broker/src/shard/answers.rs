@@ -74,9 +74,9 @@ pub fn delivery_frame(
     frame
 }
 
-/// Tells that a subscription has ended because its topic was deleted.
-pub fn ended(out: &mut Vec<u8>, shard: ShardId, subscription: SubscriptionId) {
+/// Tells that a subscription has ended, and why.
+pub fn ended(out: &mut Vec<u8>, shard: ShardId, subscription: SubscriptionId, why: ErrorCode) {
     let subscription = Some(subscriptions::on_wire(shard, subscription).0);
     let detail = ErrorDetail { subscription, ..ErrorDetail::default() };
-    ErrorAnswer::new(ErrorCode::TopicDeleted).with(detail).encode(Correlation(0), out);
+    ErrorAnswer::new(why).with(detail).encode(Correlation(0), out);
 }

@@ -10,6 +10,8 @@ use crate::shard::connection::outlet::{Held, Outlet};
 use crate::shard::executor::Executor;
 use crate::shard::peers::{Peer, PeerId};
 use crate::shard::router::Asker;
+use crate::shard::state::NoBytes;
+use peregrine_protocol::error::ErrorCode;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -129,8 +131,16 @@ fn step(executor: &Executor, proxy: &Proxy) -> Step {
             let found = shard.with_entry(batch, cold.as_ref(), |header, payload| {
                 frame = answers::delivery_frame(id, subscription, batch, header, payload);
             });
-            if let Err(missing) = found {
-                return Step::Missing(missing);
+            match found {
+                Ok(()) => {}
+                Err(NoBytes::Unread(missing)) => return Step::Missing(missing),
+                Err(NoBytes::Damaged) => {
+                    drop((held, cold));
+                    shard.end_damaged(proxy.id, &proxy.outlet, subscription);
+                    answers::ended(&mut frame, id, subscription, ErrorCode::Damaged);
+                    executor.push_there(proxy.executor, proxy.connection, frame, false);
+                    return Step::Sent;
+                }
             }
             held.pop_front();
             drop((held, cold));
@@ -140,10 +150,11 @@ fn step(executor: &Executor, proxy: &Proxy) -> Step {
         }
         Some(Held::Fetch(fetch)) => {
             let Some(shard) = executor.shard(fetch.shard) else { return Step::Wait };
-            if let Some(missing) = fetch.fill(&shard, cold.as_ref()) {
-                return Step::Missing(missing);
+            match fetch.fill(&shard, cold.as_ref()) {
+                Ok(()) => executor.answer(fetch.asker, |out| fetch.encode(out)),
+                Err(NoBytes::Unread(missing)) => return Step::Missing(missing),
+                Err(NoBytes::Damaged) => executor.refuse(fetch.asker, fetch.correlation, ErrorCode::Damaged),
             }
-            executor.answer(fetch.asker, |out| fetch.encode(out));
             held.pop_front();
             Step::Sent
         }

@@ -17,7 +17,7 @@ use crate::shard::catalogue::{ChangeAsked, Home};
 use crate::shard::clock;
 use crate::shard::connection::Mark;
 use crate::shard::connection::outbox::LogBytes;
-use crate::shard::connection::outlet::{ColdBlock, Held};
+use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
 use crate::shard::open_log::OpenLog;
@@ -96,6 +96,15 @@ pub struct Shard {
     room_waiters: RefCell<Vec<Waker>>,
 }
 
+/// Why a batch's bytes are not at hand.
+#[derive(Debug)]
+pub enum NoBytes {
+    /// These have to be read from disk first.
+    Unread(LogBytes),
+    /// They are at hand, and are not the batch's.
+    Damaged,
+}
+
 /// A look at the bytes of a shard's ring, for as long as nothing else happens.
 pub struct RingView<'a>(Ref<'a, Core>);
 
@@ -137,18 +146,18 @@ impl Shard {
         RingView(self.core.borrow())
     }
 
-    /// The header of a batch, from the ring or from a block that was read; else what has to be read.
-    pub fn header_of(&self, batch: &BatchPlace, cold: Option<&ColdBlock>) -> Result<EntryHeader, LogBytes> {
+    /// The header of a batch, from the ring or from a block that was read.
+    pub fn header_of(&self, batch: &BatchPlace, cold: Option<&ColdBlock>) -> Result<EntryHeader, NoBytes> {
         self.with_bytes(batch, ENTRY_HEADER_LEN, cold, |header, _| header)
     }
 
-    /// Lends out a batch's header and payload; else what has to be read.
+    /// Lends out a batch's header and payload.
     pub fn with_entry(
         &self,
         batch: &BatchPlace,
         cold: Option<&ColdBlock>,
         use_it: impl FnOnce(&EntryHeader, &[u8]),
-    ) -> Result<(), LogBytes> {
+    ) -> Result<(), NoBytes> {
         let len = ENTRY_HEADER_LEN + batch.length as usize;
         self.with_bytes(batch, len, cold, |header, payload| use_it(&header, payload))
     }
@@ -159,17 +168,20 @@ impl Shard {
         len: usize,
         cold: Option<&ColdBlock>,
         use_it: impl FnOnce(EntryHeader, &[u8]) -> R,
-    ) -> Result<R, LogBytes> {
+    ) -> Result<R, NoBytes> {
         let missing = LogBytes { shard: self.id, position: batch.position, len };
         let core = self.core.borrow();
         let in_ring = core.log.get().and_then(|log| log.read_ring(batch.position, len));
         let in_block = || cold?.get(self.id, batch.position, len).filter(|bytes| bytes.len() == len);
-        let bytes = in_ring.or_else(in_block).ok_or(missing)?;
+        let bytes = in_ring.or_else(in_block).ok_or(NoBytes::Unread(missing))?;
         let (header, payload) = bytes.split_at(ENTRY_HEADER_LEN);
         match Entry::decode(header, self.seal) {
-            Ok(Entry::Full(header)) => Ok(use_it(header, payload)),
-            // A block whose bytes are wrong is read once more.
-            _ => Err(missing),
+            Ok(Entry::Full(header)) if header.position == batch.position => Ok(use_it(header, payload)),
+            // What was read is durable and never changes: to read it again would be to read it for ever.
+            _ => {
+                tracing::error!(shard = self.id.0, position = batch.position.0, "a consumer's messages are damaged");
+                Err(NoBytes::Damaged)
+            }
         }
     }
 
@@ -292,12 +304,12 @@ impl Shard {
                 }
                 (Delivery::Ended { .. }, Peer::Connection(connection)) => {
                     connection.outlet.forget(self.id, subscription);
-                    connection.send(|out| answers::ended(out, self.id, subscription));
+                    connection.send(|out| answers::ended(out, self.id, subscription, ErrorCode::TopicDeleted));
                 }
                 (Delivery::Ended { .. }, Peer::Proxy(proxy)) => {
                     proxy.outlet.forget(self.id, subscription);
                     let mut frame = Vec::new();
-                    answers::ended(&mut frame, self.id, subscription);
+                    answers::ended(&mut frame, self.id, subscription, ErrorCode::TopicDeleted);
                     executor.push_there(proxy.executor, proxy.connection, frame, false);
                 }
             }
@@ -309,6 +321,13 @@ impl Shard {
         let core = &mut *self.core.borrow_mut();
         core.engine.delivered(subscription);
         self.hand_out(executor, &mut core.engine, clock::monotonic());
+    }
+
+    /// The next batch of this subscription is damaged: it ends, and nobody else's does. The caller tells its peer.
+    pub fn end_damaged(&self, owner: PeerId, outlet: &Outlet, subscription: SubscriptionId) {
+        // Unknown: it has ended by itself meanwhile.
+        let _ = self.core.borrow_mut().engine.unsubscribe(ReaderOwner(owner.0), subscription);
+        outlet.forget(self.id, subscription);
     }
 
     /// Hands out what a request made ready: a subscription began, or credit came.

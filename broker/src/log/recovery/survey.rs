@@ -18,6 +18,12 @@ pub(super) struct BadSegment {
     pub reason: String,
 }
 
+impl BadSegment {
+    fn new(name: SegmentName, size: u64, reason: String) -> Self {
+        Self { name, end: LogPosition(name.base.0.saturating_add(size)), reason }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Survey {
     pub segments: Vec<Identity>,
@@ -57,7 +63,7 @@ impl Survey {
         let block = match file.read_at(0, BLOCK).await {
             Ok(block) => block,
             Err(error) if options.accept_loss => {
-                self.bad.push(BadSegment { name, reason: error.to_string() });
+                self.bad.push(BadSegment::new(name, size, error.to_string()));
                 return Ok(());
             }
             Err(error) => return Err(io_error(options, doing)(error)),
@@ -68,10 +74,7 @@ impl Survey {
         });
         match identity {
             Ok(identity) => self.segments.push(identity),
-            Err(error) => {
-                let end = LogPosition(name.base.0.saturating_add(size));
-                self.bad.push(BadSegment { name, end, reason: error.to_string() });
-            }
+            Err(error) => self.bad.push(BadSegment::new(name, size, error.to_string())),
         }
         Ok(())
     }

@@ -4,12 +4,11 @@
 //! is bounded by subscriptions and outstanding requests. Nothing here is a copy of a message, except one block of the log that
 //! was read from disk for a peer that is behind the ring.
 
-use super::outbox::LogBytes;
 use crate::engine::{BatchPlace, FetchLimits, StartAt};
 use crate::limits::FETCH_BYTES;
 use crate::shard::event::Event;
 use crate::shard::router::Asker;
-use crate::shard::state::Shard;
+use crate::shard::state::{NoBytes, Shard};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, QueueOffset, ShardId, SubscriptionId};
 use peregrine_protocol::limits::FETCH_BATCHES_MAX;
@@ -46,22 +45,19 @@ pub struct Found {
 }
 
 impl HeldFetch {
-    /// Adds the batches whose bytes are at hand. `Some`: these have to be read first.
-    pub fn fill(&mut self, shard: &Shard, cold: Option<&ColdBlock>) -> Option<LogBytes> {
+    /// Adds the batches whose bytes are at hand. It is whole once nothing is missing.
+    pub fn fill(&mut self, shard: &Shard, cold: Option<&ColdBlock>) -> Result<(), NoBytes> {
         if self.found.is_none() {
             self.found = self.look_up(shard);
         }
-        let Some(Found { batches, next, body, .. }) = &mut self.found else { return None };
+        let Some(Found { batches, next, body, .. }) = &mut self.found else { return Ok(()) };
         while let Some(batch) = batches.get(*next) {
-            let pushed = shard.with_entry(batch, cold, |header, payload| {
+            shard.with_entry(batch, cold, |header, payload| {
                 body.push(&BatchHead::of(header, batch.first_wanted), payload);
-            });
-            if let Err(missing) = pushed {
-                return Some(missing);
-            }
+            })?;
             *next += 1;
         }
-        None
+        Ok(())
     }
 
     /// The batches; `None` where the queue is gone since the fetch was taken.

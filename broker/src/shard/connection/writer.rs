@@ -14,7 +14,10 @@ use crate::shard::clock;
 use crate::shard::executor::Executor;
 use crate::shard::runtime::turn;
 use crate::shard::stages::Stage;
+use crate::shard::state::NoBytes;
 use futures_lite::AsyncWrite;
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::message::ErrorAnswer;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -102,7 +105,13 @@ fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
                 let (id, subscription, visible_at) = (*id, *subscription, *visible_at);
                 match executor.shard(id)?.header_of(batch, cold.as_ref()) {
                     Ok(header) => answers::delivery(&mut outbox, id, subscription, batch, &header),
-                    Err(missing) => return Some(missing),
+                    Err(NoBytes::Unread(missing)) => return Some(missing),
+                    Err(NoBytes::Damaged) => {
+                        outbox.push(|out| answers::ended(out, id, subscription, ErrorCode::Damaged));
+                        drop((outbox, held, cold));
+                        executor.shard(id)?.end_damaged(connection.id, &connection.outlet, subscription);
+                        continue;
+                    }
                 }
                 held.pop_front();
                 drop((outbox, held, cold));
@@ -110,10 +119,13 @@ fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
                 executor.delivered(id, subscription);
             }
             Held::Fetch(fetch) => {
-                if let Some(missing) = fetch.fill(&*executor.shard(fetch.shard)?, cold.as_ref()) {
-                    return Some(missing);
+                match fetch.fill(&*executor.shard(fetch.shard)?, cold.as_ref()) {
+                    Ok(()) => outbox.push(|out| fetch.encode(out)),
+                    Err(NoBytes::Unread(missing)) => return Some(missing),
+                    Err(NoBytes::Damaged) => {
+                        outbox.push(|out| ErrorAnswer::new(ErrorCode::Damaged).encode(fetch.correlation, out));
+                    }
                 }
-                outbox.push(|out| fetch.encode(out));
                 held.pop_front();
                 connection.answered();
             }

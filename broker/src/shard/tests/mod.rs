@@ -7,10 +7,12 @@ use crate::log::CloseError;
 use crate::shard::run::RunError;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, DurableLevel, Epoch, QueueId, QueueOffset, ShardId};
+use peregrine_protocol::limits::BLOCK;
 use peregrine_protocol::message::{AlterTopic, DeleteTopic, Fetch, Produce, Request, Stats};
 use peregrine_protocol::placement::shard_of_queue;
 use serving::{Said, batch, head, serve, settings};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use tempfile::TempDir;
 
 fn directories() -> (TempDir, TempDir) {
@@ -125,6 +127,59 @@ fn an_unknown_topic_is_asked_for_and_then_refused() {
         let head = head(peregrine_protocol::ids::TopicId(99), 0, DurableLevel::Memory, &payload);
         match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
             Said::Error { code } => assert_eq!(code, ErrorCode::UnknownTopic.number()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
+/// A header that did not read back was read again for ever, and what the connection's other readers wanted stood behind it.
+#[test]
+fn a_damaged_batch_on_disk_ends_its_reader_alone() {
+    let (data, rings) = directories();
+    let settings = Settings { ring_bytes: 1 << 20, largest_entry: 256 << 10, ..settings(data.path(), rings.path(), 1) };
+    let serving = serve(&settings);
+    let mut client = serving.client(None);
+    let topic = client.create("damaged", 2);
+    let payload = batch(&[7; 40_000]);
+    let mut first = None;
+    for _ in 0..40 {
+        for queue in 0..2 {
+            let head = head(topic, queue, DurableLevel::Synced, &payload);
+            match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
+                Said::Stored(stored) => first = first.or(stored.position),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let segment = data.path().join("shard-0000/00000000000000000000-0000000001");
+    let file = std::fs::OpenOptions::new().write(true).open(segment).expect("the first segment");
+    let at = BLOCK + first.expect("a position").0 + 40;
+    file.write_all_at(&[0xEE; 8], at).and_then(|()| file.sync_all()).expect("to damage it");
+
+    let subscription = client.subscribe(topic, 0).subscription;
+    match client.receive().1 {
+        Said::Ended { code, of } => assert_eq!((code, of), (ErrorCode::Damaged.number(), subscription.0)),
+        other => panic!("{other:?}"),
+    }
+    let fetch = |queue, offset| {
+        let (queue, offset) = (QueueId(queue), QueueOffset(offset));
+        Request::Fetch(Fetch { topic, queue, epoch: Epoch::ANY, offset, max_messages: 1, max_bytes: 50_000 })
+    };
+    match client.ask(&fetch(0, 0)) {
+        Said::Error { code } => assert_eq!(code, ErrorCode::Damaged.number()),
+        other => panic!("{other:?}"),
+    }
+    for (queue, offset) in [(0, 1), (1, 0)] {
+        match client.ask(&fetch(queue, offset)) {
+            Said::Fetched { batches, .. } => assert_eq!(batches[0].0.base_offset.0, offset),
+            other => panic!("{other:?}"),
+        }
+    }
+    client.subscribe(topic, 1);
+    for number in 0..40 {
+        match client.receive().1 {
+            Said::Batch { head, .. } => assert_eq!(head.base_offset.0, number),
             other => panic!("{other:?}"),
         }
     }
