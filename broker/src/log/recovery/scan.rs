@@ -224,7 +224,9 @@ impl<'a, D: Disk> Scan<'a, D> {
         if header.kind == EntryKind::Loss {
             let extents = decode_loss(payload).ok_or_else(|| contradicts("it lists no extents".to_owned()))?;
             // Where the loss was the log's end, this entry alone still tells of it.
-            extents.iter().for_each(|extent| self.replay.lost(*extent));
+            for extent in &extents {
+                self.replay.lost(*extent);
+            }
             self.tally.accepted(extents);
         }
         self.store_time = header.store_time;

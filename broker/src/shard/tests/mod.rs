@@ -141,7 +141,7 @@ fn a_damaged_batch_on_disk_ends_its_reader_alone() {
     let serving = serve(&settings);
     let mut client = serving.client(None);
     let topic = client.create("damaged", 2);
-    let payload = batch(&[7; 40_000]);
+    let payload = batch(&vec![7; 40_000]);
     let mut first = None;
     for _ in 0..40 {
         for queue in 0..2 {
