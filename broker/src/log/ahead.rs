@@ -110,9 +110,13 @@ impl<D: Disk> SegmentsAhead<D> {
         (!self.is_busy() && self.spare.is_none()).then_some(self.retry_at)
     }
 
-    /// Zero without rests while appends come near the end of the last segment that there is.
-    pub fn press(&self, little_left: bool) {
-        self.pace.hurry.set(little_left && self.next.is_none());
+    /// Tells the spare in the making what room for appends is left: `left_in_current` and the segment that follows.
+    pub fn press(&self, left_in_current: u64) {
+        let room = left_in_current + self.next.as_ref().map_or(0, |next| next.identity.size);
+        if self.busy != Busy::Making {
+            self.pace.room.set(room);
+        }
+        self.pace.used.set(self.pace.room.get().saturating_sub(room));
     }
 
     pub fn spare_made(&mut self, result: io::Result<Option<Spare>>, now: Nanos, counters: &mut LogCounters) {

@@ -90,8 +90,9 @@ impl Default for Smallest {
     }
 }
 
-/// Segments grow by this factor while spares are made.
-const SEGMENT_GROWTH: u64 = 4;
+/// Segments grow by this factor while spares are made. A spare is zeroed while the two before it are filled: at 2 that takes 1.3
+/// times the speed of the appends, at 4 it takes 3.2 times, and where the disk did not give that, appends stood still for seconds.
+const SEGMENT_GROWTH: u64 = 2;
 
 impl LogOptions {
     /// The defaults of DESIGN.md: a ring of 64 MiB, segments up to 256 MiB, entries up to a quarter of the ring.
@@ -205,7 +206,8 @@ mod tests {
         assert_eq!(options.check(), Ok(()));
         assert_eq!(options.first_segment(0), 4 << 20);
         let sizes: Vec<_> = (0..5).map(|n| options.spare_segment(n) >> 20).collect();
-        assert_eq!(sizes, [16, 64, 256, 256, 256]);
+        assert_eq!(sizes, [8, 16, 32, 64, 128]);
+        assert_eq!((options.spare_segment(5) >> 20, options.spare_segment(60) >> 20), (256, 256));
         options.segment_bytes = 4 << 20;
         assert_eq!((options.first_segment(0), options.spare_segment(0)), (4 << 20, 4 << 20));
         options.largest_entry = 16 << 20;

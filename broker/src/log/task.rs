@@ -65,20 +65,29 @@ impl<D: Disk> OpenSegment<D> {
     }
 }
 
-/// How hard the zeroing of a spare presses on, which the log changes while it runs.
+/// How hard the zeroing of a spare presses on, which the log changes while it runs: it must be done before appends have used
+/// the room that is left in front of it, however fast they come and however small the segments before it are.
 #[derive(Debug, Default)]
 pub(super) struct SparePace {
-    /// The current segment fills up and there is none to follow it.
-    pub hurry: Cell<bool>,
+    /// Bytes of appends that there was room for when the spare was begun.
+    pub room: Cell<u64>,
+    /// How many of them have been used since.
+    pub used: Cell<u64>,
     pub stop: Cell<bool>,
 }
 
 impl SparePace {
     /// At leisure: 128 KiB every 2 ms, 64 MB/s, which hardly shows in the latency of flushes.
-    const STEP: usize = 128 << 10;
+    const STEP: u64 = 128 << 10;
     const REST: Duration = Duration::from_millis(2);
     /// In a hurry: the longest step that a reactor's turn bears (it fills the buffer), without rest.
-    const HURRY_STEP: usize = 512 << 10;
+    const HURRY_STEP: u64 = 512 << 10;
+
+    /// Whether zeroing may rest: it is ahead of what would have it done when half the room is used.
+    fn is_ahead(&self, zeroed: u64, size: u64) -> bool {
+        let (room, used) = (u128::from(self.room.get()), u128::from(self.used.get()));
+        u128::from(zeroed) * room >= 2 * used * u128::from(size)
+    }
 }
 
 impl<D: Disk> LogTask<D> {
@@ -135,9 +144,8 @@ pub(super) async fn zero<D: Disk>(
 ) -> io::Result<bool> {
     let mut offset = from;
     while offset < size {
-        let at_leisure = pace.is_some_and(|pace| !pace.hurry.get());
-        let step = if at_leisure { SparePace::STEP } else { SparePace::HURRY_STEP };
-        let len = (size - offset).min(step as u64);
+        let at_leisure = pace.is_some_and(|pace| pace.is_ahead(offset - from, size - from));
+        let len = (size - offset).min(if at_leisure { SparePace::STEP } else { SparePace::HURRY_STEP });
         let mut buffer = disk.buffer(len as usize);
         buffer.fill(0);
         file.write_at(buffer, offset).await?;
@@ -188,4 +196,21 @@ async fn write_mark<D: Disk>(disk: &D, file: Option<Rc<D::File>>, mark: Mark) ->
     disk.rename(&temporary, &name).await?;
     disk.sync_directory().await?;
     Ok(Rc::new(disk.open(&name, Access::Append).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroing_is_done_before_the_room_before_it_is_used() {
+        let (size, room) = (256 << 20, 80 << 20);
+        let pace = SparePace::default();
+        pace.room.set(room);
+        assert!(pace.is_ahead(0, size), "while nothing is appended there is time");
+        pace.used.set(room / 4);
+        assert!(!pace.is_ahead(size / 2 - 1, size) && pace.is_ahead(size / 2, size));
+        pace.used.set(room / 2 + 1);
+        assert!(!pace.is_ahead(size - 1, size), "from half the room on it does not rest");
+    }
 }

@@ -141,7 +141,7 @@ pub const TABLE: &[Row] = &[
         key: "segment_size",
         value: Some("SIZE"),
         default: Some("256MiB"),
-        help: "The size that log segments grow to (4 MiB first, then four times the last): 4MiB to 1GiB.",
+        help: "The size that log segments grow to (4 MiB first, then twice the last): 4MiB to 1GiB.",
         reason: "A roll every second even at full speed, and a first start that waits for 4 MiB alone.",
         take: |draft, text| {
             draft.segment_bytes = multiple(within(size(text)?, 4 << 20, 1 << 30)?, BLOCK)?;

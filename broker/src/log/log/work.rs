@@ -154,7 +154,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     fn next_background(&mut self, now: Nanos) -> Option<LogTask<D>> {
         let current = &self.current().identity;
         let left = current.end() - self.ring.tail();
-        self.ahead.press(left < current.size / 2);
+        self.ahead.press(left);
         let (options, durable, base) = (&self.options, self.ring.durable(), current.end());
         let spare = |begun, made| (files::spare_name(self.epoch, begun), options.spare_segment(made));
         let identity_for = |size| Identity::of_run(options, self.epoch, base, size, base, durable);
