@@ -351,6 +351,8 @@ impl Shard {
         let mut core = self.core.borrow_mut();
         if !core.engine.is_home() {
             core.engine.topic_changed(state);
+            // Readers of a deleted topic are told by the shard's task, which may have nothing else to wake it.
+            self.work.raise();
         }
     }
 

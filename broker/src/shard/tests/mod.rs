@@ -351,6 +351,34 @@ fn a_change_of_the_catalogue_is_known_to_every_shard_when_it_is_answered() {
     assert!(serving.stop().is_ok());
 }
 
+/// Found by a test that heard nothing for 20 s: a shard without any other work never told its readers.
+#[test]
+fn a_deleted_topic_ends_its_readers_on_a_shard_that_is_idle() {
+    let (data, rings) = directories();
+    let serving = serve(&settings(data.path(), rings.path(), 2));
+    let mut home = serving.client(Some(0));
+    let mut readers = [serving.client(Some(0)), serving.client(Some(1))];
+    // The first rounds may meet a shard that still makes its next segment; nothing wakes it in the later ones.
+    for round in 0..50 {
+        let name = format!("idle-{round}");
+        let topic = home.create(&name, 2);
+        let subscriptions =
+            readers.each_mut().map(|reader| [0, 1].map(|queue| reader.subscribe(topic, queue).subscription.0));
+        let delete = DeleteTopic { name: &name, id: Some(topic) };
+        assert!(matches!(home.ask(&Request::DeleteTopic(delete)), Said::Topic { .. }));
+        for (reader, mut expected) in readers.iter_mut().zip(subscriptions) {
+            let mut ended = [reader.receive().1, reader.receive().1].map(|said| match said {
+                Said::Ended { code, of } if code == ErrorCode::TopicDeleted.number() => of,
+                other => panic!("{other:?}"),
+            });
+            ended.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(ended, expected);
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
 /// More requests than the mesh has credit for, and more deliveries than its window, through the wrong shard's socket.
 #[test]
 fn requests_and_deliveries_cross_the_mesh_in_order_and_within_their_bounds() {
