@@ -12,7 +12,7 @@ use crate::engine::{Acknowledgements, BatchPlace, Delivery, Engine, ReaderOwner,
 use crate::limits::ACKNOWLEDGEMENTS_PER_SHARD;
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
-use crate::log::{Log, LogTask};
+use crate::log::{Log, LogTask, ReadError};
 use crate::shard::catalogue::{ChangeAsked, Home};
 use crate::shard::clock;
 use crate::shard::connection::Mark;
@@ -191,13 +191,11 @@ impl Shard {
         position: LogPosition,
         need: usize,
         wish: usize,
-    ) -> impl Future<Output = Result<Box<dyn Deref<Target = [u8]>>, crate::log::ReadError>> + use<> {
-        let (reader, durable) = {
-            let core = self.core.borrow();
-            (core.log.reader(), core.log.durable())
-        };
-        let wish = wish.min((durable.0.saturating_sub(position.0)) as usize).max(need);
+    ) -> impl Future<Output = Result<Box<dyn Deref<Target = [u8]>>, ReadError>> + use<> {
+        let open = self.core.borrow().log.get().map(|log| (log.reader(), log.durable()));
         async move {
+            let Some((reader, durable)) = open else { return Err(ReadError::NotInLog(position)) };
+            let wish = wish.min((durable.0.saturating_sub(position.0)) as usize).max(need);
             // A wish may reach beyond its segment; what is needed does not.
             if wish > need
                 && let Ok(bytes) = reader.clone().read(position, wish).await

@@ -53,7 +53,7 @@ pub struct LargeAppend {
     pub appended: Appended,
     /// As it stands in the log, for `apply`.
     pub header: EntryHeader,
-    copied: usize,
+    pub(crate) copied: usize,
 }
 
 /// What a completion changed.
