@@ -132,8 +132,10 @@ pub enum Rings {
 pub fn ring_directory(directory: Option<&Path>, chosen: bool) -> Result<Rings, Refusal> {
     let Some(directory) = directory else { return Ok(Rings::Anonymous("ring_dir is none".to_owned())) };
     let shown = directory.display();
-    let reason = match kernel::file_system(directory) {
-        Ok(FileSystem::Tmpfs) => return Ok(Rings::At(directory.to_owned())),
+    // One spelling: the log notes where its ring lies, and by another name the same file would be opened and locked twice.
+    let found = directory.canonicalize().and_then(|path| Ok((kernel::file_system(&path)?, path)));
+    let reason = match found {
+        Ok((FileSystem::Tmpfs, path)) => return Ok(Rings::At(path)),
         Ok(_) => format!("the ring directory {shown} is not on a tmpfs"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => format!("the ring directory {shown} does not exist"),
         Err(error) => format!("the ring directory {shown} cannot be used: {error}"),
@@ -196,6 +198,16 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ring_directory_behind_a_symlink_has_the_same_path_as_without() {
+        let (folder, rings) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let (link, plain) = (folder.path().join("rings"), rings.path().canonicalize().unwrap());
+        std::os::unix::fs::symlink(rings.path(), &link).unwrap();
+        for spelling in [link, rings.path().join("."), plain.clone()] {
+            assert_eq!(ring_directory(Some(&spelling), true).unwrap(), Rings::At(plain.clone()));
+        }
+    }
 
     #[test]
     fn a_tmpfs_is_told_from_a_disk() {
