@@ -47,13 +47,13 @@ impl DataDirectory {
     pub fn lock(path: &Path) -> Result<Self, DirectoryError> {
         let io = |doing| move |source| DirectoryError::Io { path: path.to_owned(), doing, source };
         if !path.is_dir() {
-            let missing =
-                path.ancestors().take_while(|folder| !folder.exists() && !folder.as_os_str().is_empty()).count();
             DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("make"))?;
-            let made = path.canonicalize().map_err(io("find"))?;
-            // Each new name is durable once the directory that holds it is.
-            for parent in made.ancestors().skip(1).take(missing) {
-                sync_directory(parent).map_err(io("sync the parents of"))?;
+        }
+        for parent in parents_to_sync(path).map_err(io("find"))? {
+            match sync_directory(&parent) {
+                // A directory that we may not even open is none that we made.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                synced => synced.map_err(io("sync the parents of"))?,
             }
         }
         let mut options = OpenOptions::new();
@@ -215,6 +215,16 @@ fn boot_id() -> io::Result<u128> {
     u128::from_str_radix(text.trim(), 16).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// Directories whose names of the data directory and its parents may not be durable. The start that made them may have been
+/// killed before it synced them, and nobody knows which it made: so they are all synced until there is an identity, which is
+/// written later.
+fn parents_to_sync(data: &Path) -> io::Result<Vec<PathBuf>> {
+    if data.join(IDENTITY).exists() {
+        return Ok(Vec::new());
+    }
+    Ok(data.canonicalize()?.ancestors().skip(1).map(Path::to_owned).collect())
+}
+
 fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -239,6 +249,21 @@ mod tests {
         assert!(refused.contains("3 shards") && refused.contains("2 shards"), "{refused}");
         let mode = std::fs::metadata(directory.path().join(IDENTITY)).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600, "the secret is nobody else's");
+    }
+
+    #[test]
+    fn a_start_killed_between_making_the_directory_and_syncing_its_parents_leaves_that_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = folder.path().canonicalize().unwrap().join("deep/data");
+        std::fs::create_dir_all(&made).unwrap();
+        let parents = parents_to_sync(&made).unwrap();
+        assert_eq!(
+            parents[..2],
+            [folder.path().canonicalize().unwrap().join("deep"), folder.path().canonicalize().unwrap()]
+        );
+        let directory = locked(&folder);
+        directory.identity(None, 1).unwrap();
+        assert!(parents_to_sync(&made).unwrap().is_empty(), "an identity comes after the sync");
     }
 
     #[test]
