@@ -65,6 +65,16 @@ pub struct Counters {
     pub refused_connections: Cell<u64>,
 }
 
+/// What a read of a block came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColdRead {
+    Done,
+    /// The disk does not give the bytes, and the log says why. The outlet knows, and ends who wants them.
+    Unreadable,
+    /// The shard is stopped.
+    Stopped,
+}
+
 /// One executor.
 pub struct Executor {
     pub index: usize,
@@ -307,11 +317,10 @@ impl Executor {
         }
     }
 
-    /// Reads a block of the log for an outlet, in the background queue: at least `need` bytes from `position`. False when they
-    /// cannot be read; the log says why.
-    pub async fn read_cold(&self, outlet: &Outlet, missing: LogBytes) -> bool {
+    /// Reads a block of the log for an outlet, in the background queue: at least `need` bytes from `position`.
+    pub async fn read_cold(&self, outlet: &Outlet, missing: LogBytes) -> ColdRead {
         let LogBytes { shard: id, position, len: need } = missing;
-        let Some(shard) = self.shard(id) else { return false };
+        let Some(shard) = self.shard(id) else { return ColdRead::Stopped };
         self.drop_cold(outlet);
         // A block is at least COLD_READ bytes, or one large batch that is fetched whole.
         let bytes = need.max(COLD_READ);
@@ -328,12 +337,17 @@ impl Executor {
         match read {
             Ok(read) => {
                 *outlet.cold.borrow_mut() = Some(ColdBlock { shard: id, start: position, bytes: read, charged: bytes });
-                true
+                ColdRead::Done
             }
             Err(error) => {
                 self.cold_bytes.set(self.cold_bytes.get() - bytes);
+                if shard.closed.get() {
+                    return ColdRead::Stopped;
+                }
                 tracing::error!(shard = id.0, position = position.0, %error, "a consumer's messages cannot be read");
-                false
+                *outlet.cold.borrow_mut() =
+                    Some(ColdBlock { shard: id, start: position, bytes: Box::new(&[][..]), charged: 0 });
+                ColdRead::Unreadable
             }
         }
     }

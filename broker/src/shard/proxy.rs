@@ -7,7 +7,7 @@ use crate::limits::MESH_DELIVERY_WINDOW;
 use crate::shard::answers;
 use crate::shard::connection::outbox::LogBytes;
 use crate::shard::connection::outlet::{Held, Outlet};
-use crate::shard::executor::Executor;
+use crate::shard::executor::{ColdRead, Executor};
 use crate::shard::peers::{Peer, PeerId};
 use crate::shard::router::Asker;
 use crate::shard::state::NoBytes;
@@ -102,10 +102,12 @@ enum Step {
 
 async fn run(executor: Rc<Executor>, proxy: Rc<Proxy>) {
     while !proxy.gone.get() {
-        match step(&executor, &proxy) {
+        let step = step(&executor, &proxy);
+        proxy.outlet.forget_unreadable();
+        match step {
             Step::Sent => {}
             Step::Missing(bytes) => {
-                if !executor.read_cold(&proxy.outlet, bytes).await {
+                if executor.read_cold(&proxy.outlet, bytes).await == ColdRead::Stopped {
                     break;
                 }
             }

@@ -9,7 +9,7 @@
 //! All changes are made by short calls that end before anything is awaited, so that what one call sees another has finished.
 
 use crate::engine::{Acknowledgements, BatchPlace, Delivery, Engine, ReaderOwner, TopicState};
-use crate::limits::ACKNOWLEDGEMENTS_PER_SHARD;
+use crate::limits::{ACKNOWLEDGEMENTS_PER_SHARD, COLD_READ};
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
 use crate::log::{Log, LogTask, ReadError};
@@ -101,7 +101,7 @@ pub struct Shard {
 pub enum NoBytes {
     /// These have to be read from disk first.
     Unread(LogBytes),
-    /// They are at hand, and are not the batch's.
+    /// They are at hand, and are not the batch's; or the disk does not give them.
     Damaged,
 }
 
@@ -147,8 +147,12 @@ impl Shard {
     }
 
     /// The header of a batch, from the ring or from a block that was read.
+    ///
+    /// What one block holds of the payload has to be at hand too: once the header is on its way, a payload that cannot be read
+    /// leaves nothing but to close the connection.
     pub fn header_of(&self, batch: &BatchPlace, cold: Option<&ColdBlock>) -> Result<EntryHeader, NoBytes> {
-        self.with_bytes(batch, ENTRY_HEADER_LEN, cold, |header, _| header)
+        let len = (ENTRY_HEADER_LEN + batch.length as usize).min(COLD_READ);
+        self.with_bytes(batch, len, cold, |header, _| header)
     }
 
     /// Lends out a batch's header and payload.
@@ -173,7 +177,10 @@ impl Shard {
         let core = self.core.borrow();
         let in_ring = core.log.get().and_then(|log| log.read_ring(batch.position, len));
         let in_block = || cold?.get(self.id, batch.position, len).filter(|bytes| bytes.len() == len);
-        let bytes = in_ring.or_else(in_block).ok_or(NoBytes::Unread(missing))?;
+        let Some(bytes) = in_ring.or_else(in_block) else {
+            let unreadable = cold.is_some_and(|block| block.is_unreadable_at(self.id, batch.position));
+            return Err(if unreadable { NoBytes::Damaged } else { NoBytes::Unread(missing) });
+        };
         let (header, payload) = bytes.split_at(ENTRY_HEADER_LEN);
         match Entry::decode(header, self.seal) {
             Ok(Entry::Full(header)) if header.position == batch.position => Ok(use_it(header, payload)),

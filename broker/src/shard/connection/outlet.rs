@@ -89,6 +89,7 @@ impl HeldFetch {
 pub struct ColdBlock {
     pub shard: ShardId,
     pub start: LogPosition,
+    /// None: they could not be read.
     pub bytes: Box<dyn std::ops::Deref<Target = [u8]>>,
     /// What of the executor's budget it takes.
     pub charged: usize,
@@ -100,6 +101,11 @@ impl ColdBlock {
         let at = position.0.checked_sub(self.start.0)? as usize;
         let rest = self.bytes.get(at..).filter(|rest| shard == self.shard && !rest.is_empty())?;
         Some(&rest[..len.min(rest.len())])
+    }
+
+    /// Whether the batch at `position` could not be read.
+    pub fn is_unreadable_at(&self, shard: ShardId, position: LogPosition) -> bool {
+        self.bytes.is_empty() && (self.shard, self.start) == (shard, position)
     }
 }
 
@@ -117,6 +123,11 @@ impl Outlet {
     pub fn hold(&self, held: Held) {
         self.held.borrow_mut().push_back(held);
         self.news.raise();
+    }
+
+    /// Who wanted bytes that cannot be read was told; for who asks for them again, they are tried again.
+    pub fn forget_unreadable(&self) {
+        self.cold.borrow_mut().take_if(|block| block.bytes.is_empty());
     }
 
     /// A subscription has ended: no delivery of it follows.

@@ -11,7 +11,7 @@ use super::{Connection, Mark};
 use crate::limits::{COLD_READ, GATHER_BYTES};
 use crate::shard::answers;
 use crate::shard::clock;
-use crate::shard::executor::Executor;
+use crate::shard::executor::{ColdRead, Executor};
 use crate::shard::runtime::turn;
 use crate::shard::stages::Stage;
 use crate::shard::state::NoBytes;
@@ -44,6 +44,7 @@ pub async fn run(executor: Rc<Executor>, connection: Rc<Connection>) {
             break;
         }
         let missing = assemble(&executor, &connection);
+        connection.outlet.forget_unreadable();
         let outcome = match send(&executor, &connection) {
             Ok((count, outcome)) => {
                 sent_in_turn += count;
@@ -67,13 +68,14 @@ pub async fn run(executor: Rc<Executor>, connection: Rc<Connection>) {
                 sent_in_turn = 0;
             }
             Sent::Cold(bytes) => {
-                if !executor.read_cold(&connection.outlet, bytes).await {
+                // The peer has the beginning of this frame already.
+                if executor.read_cold(&connection.outlet, bytes).await != ColdRead::Done {
                     break;
                 }
             }
             Sent::Nothing => match missing {
                 Some(bytes) => {
-                    if !executor.read_cold(&connection.outlet, bytes).await {
+                    if executor.read_cold(&connection.outlet, bytes).await == ColdRead::Stopped {
                         break;
                     }
                 }

@@ -3,6 +3,7 @@
 mod serving;
 
 use crate::control::settings::{Settings, TestFault};
+use crate::limits::SUBSCRIPTIONS_PER_CONNECTION;
 use crate::log::CloseError;
 use crate::shard::run::RunError;
 use peregrine_protocol::error::ErrorCode;
@@ -181,6 +182,75 @@ fn a_damaged_batch_on_disk_ends_its_reader_alone() {
         match client.receive().1 {
             Said::Batch { head, .. } => assert_eq!(head.base_offset.0, number),
             other => panic!("{other:?}"),
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
+/// An I/O error of a read closed the whole connection; its client came back and asked again, for ever.
+#[test]
+fn an_unreadable_block_on_disk_ends_its_reader_alone() {
+    let (data, rings) = directories();
+    let settings = Settings { ring_bytes: 1 << 20, largest_entry: 256 << 10, ..settings(data.path(), rings.path(), 2) };
+    let serving = serve(&settings);
+    let mut client = serving.client(Some(0));
+    let topic = client.create("unreadable", 8);
+    // By the connection's own shard, and by the other one, through its proxy.
+    for shard in 0..2 {
+        let queues: Vec<u32> =
+            (0..8).filter(|&queue| shard_of_queue("unreadable", QueueId(queue), 2).0 == shard).collect();
+        let [good, bad, ..] = queues[..] else { panic!("{queues:?}") };
+        let payload = batch(&vec![7; 40_000]);
+        let mut positions = Vec::new();
+        for queue in [vec![good; 10], vec![bad; 40]].concat() {
+            let head = head(topic, queue, DurableLevel::Synced, &payload);
+            match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
+                Said::Stored(stored) => positions.extend(stored.position),
+                other => panic!("{other:?}"),
+            }
+        }
+        // The file ends behind the first header of the second queue: its payload cannot be read.
+        let segment = data.path().join(format!("shard-{shard:04}/00000000000000000000-0000000001"));
+        let file = std::fs::OpenOptions::new().write(true).open(segment).expect("the first segment");
+        file.set_len((BLOCK + positions[10].0 + 96).next_multiple_of(BLOCK)).expect("to cut it");
+
+        let subscription = client.subscribe(topic, bad).subscription;
+        match client.receive().1 {
+            Said::Ended { code, of } => assert_eq!((code, of), (ErrorCode::Damaged.number(), subscription.0)),
+            other => panic!("{other:?}"),
+        }
+        let (queue, offset) = (QueueId(bad), QueueOffset(0));
+        let fetch = Fetch { topic, queue, epoch: Epoch::ANY, offset, max_messages: 1, max_bytes: 50_000 };
+        match client.ask(&Request::Fetch(fetch)) {
+            Said::Error { code } => assert_eq!(code, ErrorCode::Damaged.number()),
+            other => panic!("{other:?}"),
+        }
+        client.subscribe(topic, good);
+        for number in 0..10 {
+            match client.receive().1 {
+                Said::Batch { head, .. } => assert_eq!(head.base_offset.0, number),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
+/// More subscriptions than one connection may have, one after the other: each that is told of its end makes place.
+#[test]
+fn subscriptions_ended_by_a_deleted_topic_give_their_places_back() {
+    let (data, rings) = directories();
+    let serving = serve(&settings(data.path(), rings.path(), 1));
+    let mut client = serving.client(None);
+    for name in ["first", "second"] {
+        let topic = client.create(name, 1);
+        for _ in 0..SUBSCRIPTIONS_PER_CONNECTION {
+            client.subscribe(topic, 0);
+        }
+        client.send(&Request::DeleteTopic(DeleteTopic { name, id: Some(topic) }));
+        let mut ended = 0;
+        while ended < SUBSCRIPTIONS_PER_CONNECTION {
+            ended += usize::from(matches!(client.receive().1, Said::Ended { .. }));
         }
     }
     assert!(serving.stop().is_ok());
