@@ -221,6 +221,7 @@ mod tests {
                 payload_crc: crc32(&payload),
                 payload_length: payload.len() as u32,
                 flags: EntryFlags::for_level(DurableLevel::Memory),
+                attempt: 0,
             },
             payload: payload.into(),
             end: None,

@@ -111,6 +111,7 @@ fn a_message_costs_no_allocation() {
                 payload_crc: head.payload_crc,
                 payload_length: record.len() as u32,
                 flags,
+                attempt: 0,
             };
             Deliver { subscription: SubscriptionId(1), batch, payload: &record }.encode(&mut incoming);
             let mut rest = &incoming[..];

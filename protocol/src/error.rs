@@ -72,6 +72,9 @@ error_table! {
     InvalidName = 24, FINAL, "a name has 1 to 127 letters, digits or %|_-";
     /// Carries the shard.
     WrongShard = 25, RETRIABLE, "the queue lives on another shard";
+    UnknownGroup = 26, FINAL, "there is no such consumer group";
+    GroupDeleted = 27, FINAL, "the consumer group was deleted";
+    GroupInUse = 28, FINAL, "the consumer group has members";
 
     // The state of the shard.
     /// Carries the time to wait.
@@ -97,6 +100,11 @@ error_table! {
     Truncated = 80, FINAL, "the queue was cut below that offset, or ends before it";
     NotHolder = 81, FINAL, "the message or queue is held by another consumer";
     UnknownSubscription = 82, FINAL, "the connection has no such subscription";
+    /// Ends a subscription of a group; another one goes on where the offset was set.
+    OffsetReset = 84, RETRIABLE, "the group's offset in the queue was set; subscribe again";
+    /// The client joins again.
+    UnknownMember = 85, FINAL, "the group has no such member";
+    MemberFenced = 86, FINAL, "another consumer joined the group under this name";
 }
 
 impl ErrorCode {
@@ -124,6 +132,8 @@ pub struct ErrorDetail {
     pub retry_after_ns: Option<u64>,
     /// Any code: the subscription that ends with this error; such an error is pushed with correlation 0.
     pub subscription: Option<u64>,
+    /// `MemberFenced`, `GroupDeleted`: the member that ends with this error; such an error is pushed with correlation 0.
+    pub member: Option<u64>,
 }
 
 #[cfg(test)]
@@ -146,10 +156,12 @@ mod tests {
     #[test]
     fn retriable_are_those_that_the_design_names() {
         use ErrorCode::*;
-        for code in [Busy, Poisoned, DiskFull, OutOfSequence] {
+        for code in [Busy, Poisoned, DiskFull, OutOfSequence, OffsetReset] {
             assert!(code.is_retriable(), "{code}");
         }
-        for code in [TopicDeleted, UnknownProducer, SequenceConflict, ProducerFenced, Truncated, NotHolder] {
+        for code in
+            [TopicDeleted, UnknownProducer, SequenceConflict, ProducerFenced, Truncated, NotHolder, MemberFenced]
+        {
             assert!(!code.is_retriable(), "{code}");
         }
     }

@@ -68,7 +68,20 @@ kinds! {
     /// Pushed by the broker with correlation 0.
     Deliver = 35,
     Ack = 36,
+    /// Pushed by the broker with correlation 0.
+    Revoke = 37,
     Stats = 48,
+    CreateGroup = 64,
+    DeleteGroup = 65,
+    ListGroups = 66,
+    DescribeGroup = 67,
+    GroupLag = 68,
+    ResetOffset = 69,
+    JoinGroup = 80,
+    LeaveGroup = 81,
+    Heartbeat = 82,
+    /// Pushed by the broker with correlation 0.
+    Assignment = 83,
     /// From the broker alone: instead of an answer, or pushed with correlation 0.
     Error = 127,
 }

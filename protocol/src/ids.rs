@@ -56,6 +56,15 @@ newtype!(
     TopicId(u64)
 );
 newtype!(
+    /// A consumer group, for ever: ids are never reused, nor shared with topics. 0 is no group.
+    GroupId(u64)
+);
+newtype!(
+    /// A member of a group from its join to its end, chosen by the group's home shard; one from before the home's last start is
+    /// never chosen again. 0 is no member.
+    MemberId(u64)
+);
+newtype!(
     /// A queue of a topic, 0-based.
     QueueId(u32)
 );

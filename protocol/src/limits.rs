@@ -59,10 +59,19 @@ pub const RECORDS_MAX: u32 = 65_536;
 
 /// Shards of a broker: 10 bits of a message id.
 pub const SHARDS_MAX: u16 = 1_024;
-/// Bytes of a topic's, queue's or group's name, as in RocketMQ.
+/// Bytes of a topic's, group's or member's name, as in RocketMQ.
 pub const NAME_MAX: usize = 127;
 /// Queues of a topic: 64 for each of the most shards.
 pub const QUEUES_PER_TOPIC_MAX: u32 = 65_536;
+/// Topics of a consumer group.
+pub const GROUP_TOPICS_MAX: usize = 64;
+/// Groups in one page of a listing: with 64 topics of 24 bytes and a name each, 220 KiB, below [`FRAME_HEADER_MAX`].
+pub const GROUPS_PAGE_MAX: u32 = 128;
+/// Members in one page of a description: with a name of 127 and a client of 255 bytes each, 220 KiB, below [`FRAME_HEADER_MAX`].
+pub const MEMBERS_PAGE_MAX: u32 = 512;
+/// Queues of one member: 16 bytes each in an assignment, 4 MiB, below [`FRAME_MAX_DEFAULT`]. What a group has above that waits for
+/// another member.
+pub const MEMBER_QUEUES_MAX: usize = 262_144;
 /// Batches in flight of one producer in one queue; the broker remembers as many.
 pub const IN_FLIGHT_MAX: u64 = 64;
 /// Items of one page of a listing, and names of one metadata request.

@@ -1,4 +1,4 @@
-//! Names of topics (and later groups): RocketMQ's characters, so that its clients' names fit; `/` is kept for namespaces.
+//! Names of topics, groups and their members: RocketMQ's characters, so that its clients' names fit; `/` is kept for namespaces.
 
 use crate::limits::NAME_MAX;
 

@@ -32,8 +32,8 @@ pub fn queue_of_key(key: &[u8], queues: u32) -> QueueId {
     QueueId((xxh64(key, SEED) % u64::from(queues)) as u32)
 }
 
-/// The home shard of a consumer group: `XXH64(group) mod shards`. `shards` > 0.
-pub fn shard_of_group(group: &str, shards: u16) -> ShardId {
+/// The home shard of a consumer group, which sees its members: `XXH64(group) mod shards`. `shards` > 0.
+pub fn group_home(group: &str, shards: u16) -> ShardId {
     ShardId((xxh64(group.as_bytes(), SEED) % u64::from(shards)) as u16)
 }
 
@@ -60,7 +60,17 @@ mod tests {
         let keys = ["", "a", "user-1", "user-2", "Zürich"];
         assert_eq!(keys.map(|key| queue_of_key(key.as_bytes(), 8).0), [1, 3, 0, 1, 1]);
         assert_eq!(keys.map(|key| queue_of_key(key.as_bytes(), 1000).0), [921, 955, 856, 289, 233]);
-        assert_eq!(shard_of_group("billing", 4), ShardId(1));
+    }
+
+    #[test]
+    fn golden_homes() {
+        assert_eq!(group_home("billing", 4), ShardId(1));
+        let homes = |shards: u16| ["billing", "orders", "a"].map(|group| group_home(group, shards).0);
+        assert_eq!(homes(1), [0; 3]);
+        assert_eq!(homes(2), [1, 1, 1]);
+        assert_eq!(homes(4), [1, 1, 3]);
+        let long = "%RETRY%a-topic-whose-name-is-longer-than-32-bytes";
+        assert_eq!(["orders", "a", long].map(|group| group_home(group, 1024).0), [885, 603, 331]);
     }
 
     #[test]

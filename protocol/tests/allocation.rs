@@ -90,7 +90,7 @@ fn no_request_or_answer_allocates_to_be_decoded() {
         sequence: Sequence(0),
     };
     body.push(&BatchHead::of(&header, QueueOffset(0)), &[0; 8]);
-    let (mut requests, mut answers) = (vec![Vec::new(); 3], vec![Vec::new(); 3]);
+    let (mut requests, mut answers) = (vec![Vec::new(); 5], vec![Vec::new(); 5]);
     Request::Metadata(Metadata::of(&names)).encode(Correlation(1), &mut requests[0]);
     Request::Hello(Hello { client: "client", ..Default::default() }).encode(Correlation(1), &mut requests[1]);
     Request::Ack(Ack { subscription: SubscriptionId(1), epoch: Epoch(1), offset: QueueOffset(1) })
@@ -99,6 +99,18 @@ fn no_request_or_answer_allocates_to_be_decoded() {
         .encode(Correlation(1), &mut answers[0]);
     Answer::Fetch(FetchAnswer { end: QueueOffset(1), batches: body.batches() }).encode(Correlation(1), &mut answers[1]);
     Answer::Error(ErrorAnswer::new(peregrine_protocol::error::ErrorCode::Busy)).encode(Correlation(1), &mut answers[2]);
+    let topics = [GroupTopic { topic: TopicId(1), start: Start::Time(Nanos(5)) }; 64];
+    let group = GroupRow { name: "billing", id: GroupId(1), created: Nanos(1), topics: topics[..].into() };
+    Request::CreateGroup(CreateGroup { name: "billing", topics: topics[..].into() })
+        .encode(Correlation(1), &mut requests[3]);
+    let ids = [TopicId(1); 64];
+    Request::JoinGroup(JoinGroup { group: GroupId(1), member: "one", topics: ids[..].into(), client: "client" })
+        .encode(Correlation(1), &mut requests[4]);
+    Answer::ListGroups(ListGroupsAnswer { groups: vec![group; 100][..].into(), more: true })
+        .encode(Correlation(1), &mut answers[3]);
+    let queues = vec![AssignedQueue { topic: TopicId(1), queue: QueueId(1) }; 1000];
+    Answer::Assignment(Assignment { group: GroupId(1), member: MemberId(1), number: 1, queues: queues[..].into() })
+        .encode(Correlation(1), &mut answers[4]);
     let mut seen = 0;
     let allocated = allocations_of(|| {
         for bytes in &requests {
@@ -110,11 +122,13 @@ fn no_request_or_answer_allocates_to_be_decoded() {
         for bytes in &answers {
             match Answer::decode(&frame_of(bytes)) {
                 Ok(Answer::ListTopics(list)) => seen += list.topics.iter().map(|row| row.name.len()).sum::<usize>(),
+                Ok(Answer::ListGroups(list)) => seen += list.groups.iter().map(|row| row.topics.len()).sum::<usize>(),
+                Ok(Answer::Assignment(it)) => seen += it.queues.iter().filter(|row| row.queue == QueueId(1)).count(),
                 other => assert!(other.is_ok()),
             }
         }
     });
-    assert!(seen > 10_000);
+    assert!(seen > 10_000 + 100 * 64 + 1000);
     assert_eq!(allocated, 0);
 }
 
@@ -151,6 +165,22 @@ fn a_message_s_path_allocates_nothing_in_either_direction() {
         out.clear();
         Credit { subscription: SubscriptionId(1), messages: 1, bytes: 1 }.encode(Correlation(1), &mut out);
         assert!(Request::decode(&frame_of(&out)).is_ok());
+        let (subscription, offset) = (SubscriptionId(1), QueueOffset(9));
+        let heartbeat = Heartbeat { group: GroupId(1), member: MemberId(2), number: 3 };
+        for request in [Request::Ack(Ack { subscription, epoch: Epoch(1), offset }), Request::Heartbeat(heartbeat)] {
+            out.clear();
+            request.encode(Correlation(1), &mut out);
+            assert!(Request::decode(&frame_of(&out)).is_ok());
+        }
+        for answer in [
+            Answer::Ack(AckAnswer { subscription, offset }),
+            Answer::Revoke(Revoke { subscription }),
+            Answer::Heartbeat(HeartbeatAnswer { number: 3 }),
+        ] {
+            out.clear();
+            answer.encode(Correlation(1), &mut out);
+            assert!(Answer::decode(&frame_of(&out)).is_ok());
+        }
     };
     path();
     assert_eq!(allocations_of(path), 0);

@@ -11,14 +11,15 @@ use peregrine_protocol::entry::{DirectorySecret, ENTRY_MAGIC, ENTRY_VERSION, Ent
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{self, Frame, Kind, Received, Sender};
 use peregrine_protocol::ids::{
-    Correlation, Epoch, LogPosition, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId,
+    Correlation, Epoch, GroupId, LogPosition, MemberId, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId,
 };
 use peregrine_protocol::limits::{
     ENTRY_ALIGN, ENTRY_HEADER_LEN, FRAME_HEAD_LEN, PAD_HEADER_LEN, RECORD_ALIGN, RECORD_HEADER_LEN,
 };
 use peregrine_protocol::message::{
-    Ack, Answer, CreateTopic, Credit, ErrorAnswer, Fetch, Hello, Metadata, Mode, Request, Start, Stats, StatsAnswer,
-    Subscribe,
+    Ack, Answer, AssignedQueue, Assignment, CreateGroup, CreateTopic, Credit, DescribeGroupAnswer, ErrorAnswer, Fetch,
+    GroupLagAnswer, GroupRow, GroupTopic, Heartbeat, Hello, JoinGroup, LagRow, ListGroupsAnswer, MemberRow, Metadata,
+    Mode, Request, Revoke, Start, Stats, StatsAnswer, Subscribe,
 };
 use peregrine_protocol::preamble::{PREAMBLE, PROTOCOL_VERSION, check_preamble};
 use peregrine_protocol::record::{Batch, RecordDraft, push_property};
@@ -258,6 +259,13 @@ fn message_samples() -> Vec<Vec<u8>> {
     let (topic, queue, epoch, offset) = (TopicId(7), QueueId(1), Epoch(2), QueueOffset(3));
     let subscription = SubscriptionId(5);
     let start = Start::Earliest;
+    let (group, member) = (GroupId(8), MemberId(9));
+    let topics = [GroupTopic { topic, start: Start::Time(Nanos(5)) }, GroupTopic { topic: TopicId(8), start }];
+    let row = GroupRow { name: "billing", id: group, created: Nanos(1), topics: topics[..].into() };
+    let members = [MemberRow { name: "one", id: member, client: "fuzz", joined: Nanos(2), connected: true, queues: 3 }];
+    let (oldest_unread, holder) = (Some(Nanos(3)), Some(member));
+    let lag = LagRow { queue, offset, epoch, committed: true, end: QueueOffset(9), oldest_unread, holder };
+    let (ids, queues, rows, lags) = ([topic], [AssignedQueue { topic, queue }; 3], [row; 2], [lag; 2]);
     let requests = [
         Request::Hello(Hello { client: "fuzz", software: "fuzz 1", shard: Some(SHARD), ..Hello::default() }),
         Request::Ping,
@@ -275,10 +283,33 @@ fn message_samples() -> Vec<Vec<u8>> {
         Request::Credit(Credit { subscription, messages: 1, bytes: 4096 }),
         Request::Ack(Ack { subscription, epoch, offset }),
         Request::Stats(Stats::Latency),
+        Request::CreateGroup(CreateGroup { name: "billing", topics: topics[..].into() }),
+        Request::JoinGroup(JoinGroup { group, member: "one", topics: ids[..].into(), client: "fuzz" }),
+        Request::Heartbeat(Heartbeat { group, member, number: 4 }),
+        Request::Subscribe(Subscribe {
+            topic,
+            queue,
+            mode: Mode::Group { group, member },
+            start,
+            credit_messages: 1,
+            credit_bytes: 4096,
+        }),
     ];
     let answers = [
         Answer::Error(ErrorAnswer::new(ErrorCode::Malformed)),
         Answer::Stats(StatsAnswer { what: Stats::Shards, json: b"{}" }),
+        Answer::Revoke(Revoke { subscription }),
+        Answer::Assignment(Assignment { group, member, number: 4, queues: queues[..].into() }),
+        Answer::ListGroups(ListGroupsAnswer { groups: rows[..].into(), more: true }),
+        Answer::DescribeGroup(DescribeGroupAnswer {
+            group: row,
+            home: SHARD,
+            number: 4,
+            settling: false,
+            members: members[..].into(),
+            more: false,
+        }),
+        Answer::GroupLag(GroupLagAnswer { shard: SHARD, rows: lags[..].into(), now: Nanos(9), more: true }),
     ];
     let mut samples = Vec::new();
     for request in &requests {

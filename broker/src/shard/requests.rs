@@ -16,8 +16,8 @@ use peregrine_protocol::frame::{Frame, Kind, Sender};
 use peregrine_protocol::ids::{Correlation, Nanos, ShardId, TopicId};
 use peregrine_protocol::message::consume::AckAnswer;
 use peregrine_protocol::message::{
-    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, LookUp, LookUpAnswer, Produce, ProduceHead, Request, Start,
-    Subscribe, SubscribeAnswer, Unsubscribe,
+    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, LookUp, LookUpAnswer, Mode, Produce, ProduceHead, Request,
+    Start, Subscribe, SubscribeAnswer, Unsubscribe,
 };
 use peregrine_protocol::preamble::PROTOCOL_VERSION;
 use std::rc::Rc;
@@ -88,6 +88,15 @@ pub fn handle(
         Request::Fetch(asked) => return fetch(executor, shard, asker, correlation, &asked),
         Request::LookUp(asked) => return look_up(executor, shard, asker, correlation, &asked),
         Request::Stats(what) => reports::answer(executor, asker, correlation, what),
+        Request::CreateGroup(_)
+        | Request::DeleteGroup(_)
+        | Request::ListGroups(_)
+        | Request::DescribeGroup(_)
+        | Request::GroupLag(_)
+        | Request::ResetOffset(_)
+        | Request::JoinGroup(_)
+        | Request::LeaveGroup(_)
+        | Request::Heartbeat(_) => executor.refuse(asker, correlation, ErrorCode::UnknownKind),
         Request::Produce(_) => unreachable!("handled above"),
     }
     Ok(())
@@ -136,6 +145,10 @@ fn subscribe(
     correlation: Correlation,
     asked: &Subscribe,
 ) -> Result<(), Wait> {
+    if asked.mode != Mode::Reader {
+        executor.refuse(asker, correlation, ErrorCode::UnknownKind);
+        return Ok(());
+    }
     let Some(peer) = proxy::peer_of(executor, asker) else { return Ok(()) };
     let Some(outlet) = executor.peers.get(peer) else { return Ok(()) };
     if outlet.outlet().subscriptions.get() >= SUBSCRIPTIONS_PER_CONNECTION {

@@ -113,6 +113,7 @@ mod tests {
             payload_crc: 0,
             payload_length: 0,
             flags: EntryFlags::for_level(DurableLevel::Memory),
+            attempt: 0,
         }
     }
 

@@ -403,6 +403,7 @@ impl Connection {
                     payload_crc: batch.crc,
                     payload_length: batch.payload.len() as u32,
                     flags: EntryFlags::for_level(batch.level),
+                    attempt: 0,
                 };
                 it.messages -= (end - head.first_wanted.0) as i64;
                 it.bytes -= batch.payload.len() as i64;

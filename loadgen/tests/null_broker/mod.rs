@@ -159,6 +159,7 @@ impl State {
             payload_crc: produce.head.payload_crc,
             payload_length: produce.payload.len() as u32,
             flags: EntryFlags::for_level(DurableLevel::Synced),
+            attempt: 0,
         };
         let mut pushed = Vec::new();
         Deliver { subscription: *subscription, batch, payload: produce.payload }.encode(&mut pushed);

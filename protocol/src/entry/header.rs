@@ -19,6 +19,8 @@ pub enum EntryKind {
     Catalogue = 3,
     /// Extents of the log that were given up by `--accept-loss`.
     Loss = 4,
+    /// How far consumer groups are in queues of the shard.
+    GroupOffsets = 5,
 }
 
 impl EntryKind {
@@ -28,6 +30,7 @@ impl EntryKind {
             2 => Some(Self::Pad),
             3 => Some(Self::Catalogue),
             4 => Some(Self::Loss),
+            5 => Some(Self::GroupOffsets),
             _ => None,
         }
     }

@@ -106,7 +106,7 @@ fn fields_out_of_range_are_refused_behind_a_good_checksum() {
         fields::put(&mut bytes, fields::HEADER_CRC, crc.to_le_bytes());
         Entry::decode(&bytes, seal())
     };
-    assert_eq!(resealed(fields::KIND, 5), Err(EntryError::Kind(5)));
+    assert_eq!(resealed(fields::KIND, 6), Err(EntryError::Kind(6)));
     assert_eq!(resealed(fields::VERSION, 2), Err(EntryError::Version(2)));
     assert_eq!(resealed(fields::RESERVED + 7, 1), Err(EntryError::Reserved));
     assert!(matches!(resealed(fields::FLAGS + 1, 0x80), Err(EntryError::Flags(_))));
@@ -125,7 +125,12 @@ fn payload_is_checked_for_length_and_bytes() {
 
 prop_compose! {
     fn any_header()(
-        kind in prop_oneof![Just(EntryKind::Batch), Just(EntryKind::Catalogue), Just(EntryKind::Loss)],
+        kind in prop_oneof![
+            Just(EntryKind::Batch),
+            Just(EntryKind::Catalogue),
+            Just(EntryKind::Loss),
+            Just(EntryKind::GroupOffsets),
+        ],
         level in 1u8..=3,
         (payload_crc, length, record_count) in (any::<u32>(), 0..=ENTRY_PAYLOAD_MAX, any::<u32>()),
         (position, epoch, topic, queue) in (0..u64::MAX / 64, any::<u64>(), any::<u64>(), any::<u32>()),

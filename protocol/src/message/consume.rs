@@ -1,5 +1,5 @@
-//! Subscriptions: subscribe, then credit one way and deliveries the other, and acks. Deliveries, credit and acks are on a
-//! message's path: structs alone, nothing allocated.
+//! Subscriptions: subscribe, then credit one way and deliveries the other, acks, and the revoke that takes a queue back. All but
+//! the subscribing are on a message's path: structs alone, nothing allocated.
 
 use super::DecodeError;
 use super::produce::BatchHead;
@@ -7,7 +7,7 @@ use super::read::Start;
 use super::table::{self, Envelope, read_struct};
 use crate::frame::{self, FrameHead, Kind, Sender};
 use crate::generated as wire;
-use crate::ids::{Correlation, Epoch, QueueId, QueueOffset, SubscriptionId, TopicId};
+use crate::ids::{Correlation, Epoch, GroupId, MemberId, QueueId, QueueOffset, SubscriptionId, TopicId};
 use crate::limits::FRAME_HEAD_LEN;
 
 /// Bytes of a deliver frame before its payload.
@@ -15,12 +15,33 @@ pub const DELIVER_PREFIX_LEN: usize = FRAME_HEAD_LEN + 8 + BatchHead::LEN;
 
 /// How a subscription takes messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
 #[non_exhaustive]
 pub enum Mode {
     /// No group: the client keeps its own place.
     #[default]
-    Reader = 1,
+    Reader,
+    /// Of a member of a group. Any number of members may have one for the same queue; messages go to the one that the queue is
+    /// assigned to, from where the group is, and its acks move that place.
+    Group { group: GroupId, member: MemberId },
+}
+
+impl Mode {
+    fn from_wire(mode: u8, group: u64, member: u64) -> Result<Self, DecodeError> {
+        match mode {
+            1 => Ok(Self::Reader),
+            2 if group == 0 => Err(DecodeError::Field("group")),
+            2 if member == 0 => Err(DecodeError::Field("member")),
+            2 => Ok(Self::Group { group: GroupId(group), member: MemberId(member) }),
+            _ => Err(DecodeError::Field("mode")),
+        }
+    }
+
+    fn to_wire(self) -> (u8, u64, u64) {
+        match self {
+            Self::Reader => (1, 0, 0),
+            Self::Group { group, member } => (2, group.0, member.0),
+        }
+    }
 }
 
 /// Opens a subscription to one queue.
@@ -29,6 +50,7 @@ pub struct Subscribe {
     pub topic: TopicId,
     pub queue: QueueId,
     pub mode: Mode,
+    /// A reader's. A group goes on where it is, and sends [`Start::Earliest`].
     pub start: Start,
     /// The first credit, as in [`Credit`].
     pub credit_messages: u32,
@@ -38,14 +60,16 @@ pub struct Subscribe {
 impl Subscribe {
     pub fn decode(header: &[u8]) -> Result<Self, DecodeError> {
         let table = table::read::<wire::Subscribe<'_>>(header)?;
-        if table.mode() != Mode::Reader as u8 {
-            return Err(DecodeError::Field("mode"));
-        }
+        let mode = Mode::from_wire(table.mode(), table.group(), table.member())?;
+        let start = match mode {
+            Mode::Reader => Start::from_wire(table.start(), table.start_epoch(), table.start_value())?,
+            Mode::Group { .. } => Start::Earliest,
+        };
         Ok(Self {
             topic: TopicId(table.topic()),
             queue: QueueId(table.queue()),
-            mode: Mode::Reader,
-            start: Start::from_wire(table.start(), table.start_epoch(), table.start_value())?,
+            mode,
+            start,
             credit_messages: table.credit_messages(),
             credit_bytes: table.credit_bytes(),
         })
@@ -53,16 +77,19 @@ impl Subscribe {
 
     pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
         let (start, start_epoch, start_value) = self.start.to_wire();
+        let (mode, group, member) = self.mode.to_wire();
         Envelope::request(Kind::Subscribe, correlation).write(out, |builder| {
             let args = wire::SubscribeArgs {
                 topic: self.topic.0,
                 queue: self.queue.0,
-                mode: self.mode as u8,
+                mode,
                 start,
                 start_epoch,
                 start_value,
                 credit_messages: self.credit_messages,
                 credit_bytes: self.credit_bytes,
+                group,
+                member,
             };
             wire::Subscribe::create(builder, &args)
         });
@@ -72,9 +99,9 @@ impl Subscribe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscribeAnswer {
     pub subscription: SubscriptionId,
-    /// Of the first message to come; with none yet, the queue's newest.
+    /// Of the first message to come; with none yet, the queue's newest. For a group the epoch of its place.
     pub epoch: Epoch,
-    /// The first offset to come.
+    /// The first offset to come. For a group its place now, which others may move before the first message comes here.
     pub start: QueueOffset,
     /// The visible end at that time.
     pub end: QueueOffset,
@@ -197,7 +224,8 @@ pub fn deliver_prefix(subscription: SubscriptionId, batch: &BatchHead) -> [u8; D
     bytes
 }
 
-/// Everything below `offset` is done; cumulative.
+/// Everything below `offset` is done; cumulative. For a group, it is kept: answered when it is stored, and refused with `NotHolder`
+/// where the subscription does not hold the queue any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
     pub subscription: SubscriptionId,
@@ -238,5 +266,24 @@ impl AckAnswer {
     pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
         let header = wire::AckAnswerHead::new(self.subscription.0, self.offset.0);
         frame::encode(Kind::Ack, Sender::Broker, correlation, &header.0, &[], out);
+    }
+}
+
+/// Pushed: the queue of this subscription is to go to another member. No delivery follows; the client acks what is done and then
+/// unsubscribes, or loses the queue when the broker's time for it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoke {
+    pub subscription: SubscriptionId,
+}
+
+impl Revoke {
+    pub fn decode(header: &[u8]) -> Result<Self, DecodeError> {
+        let head = wire::RevokeHead(read_struct(header)?);
+        Ok(Self { subscription: SubscriptionId(head.subscription()) })
+    }
+
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let header = wire::RevokeHead::new(self.subscription.0);
+        frame::encode(Kind::Revoke, Sender::Broker, Correlation(0), &header.0, &[], out);
     }
 }

@@ -12,6 +12,11 @@ macro_rules! list {
                 Self(ListIn::Wire(vector))
             }
 
+            /// A list of these rows.
+            pub const fn of(rows: &'a [$row]) -> Self {
+                Self(ListIn::Rows(rows))
+            }
+
             pub fn len(&self) -> usize {
                 match &self.0 {
                     ListIn::Rows(rows) => rows.len(),
@@ -34,7 +39,7 @@ macro_rules! list {
 
         impl<'a> From<&'a [$row]> for $name<'a> {
             fn from(rows: &'a [$row]) -> Self {
-                Self(ListIn::Rows(rows))
+                Self::of(rows)
             }
         }
 

@@ -6,10 +6,14 @@
 //! might mean is an error of that request alone.
 //!
 //! - [`session`]: hello, ping, error; [`topics`]: metadata, create, alter, delete, list, describe;
-//! - [`produce`], [`consume`] (subscribe, credit, deliver, ack), [`read`] (fetch, offset look-up), [`stats`].
+//! - [`produce`], [`consume`] (subscribe, credit, deliver, ack, revoke), [`read`] (fetch, offset look-up), [`stats`];
+//! - [`groups`]: consumer groups made, deleted, listed, described, their lag and offsets; [`membership`]: join, leave, heartbeat,
+//!   assignment.
 
 pub mod consume;
+pub mod groups;
 mod list;
+pub mod membership;
 pub mod produce;
 pub mod read;
 pub mod session;
@@ -17,7 +21,16 @@ pub mod stats;
 mod table;
 pub mod topics;
 
-pub use consume::{Ack, AckAnswer, Credit, Deliver, Mode, Subscribe, SubscribeAnswer, Unsubscribe};
+pub use consume::{Ack, AckAnswer, Credit, Deliver, Mode, Revoke, Subscribe, SubscribeAnswer, Unsubscribe};
+pub use groups::{
+    CreateGroup, DeleteGroup, DescribeGroup, DescribeGroupAnswer, GroupAnswer, GroupLag, GroupLagAnswer, GroupRow,
+    GroupRows, GroupTopic, GroupTopics, LagRow, LagRows, ListGroups, ListGroupsAnswer, MemberRow, MemberRows,
+    ResetOffset, ResetOffsetAnswer,
+};
+pub use membership::{
+    AssignedQueue, AssignedQueues, Assignment, Heartbeat, HeartbeatAnswer, JoinGroup, JoinGroupAnswer, LeaveGroup,
+    TopicIds,
+};
 pub use produce::{BatchHead, Produce, ProduceAnswer, ProduceHead};
 pub use read::{Fetch, FetchAnswer, FetchBody, FetchedBatches, LookUp, LookUpAnswer, Start};
 pub use session::{ErrorAnswer, Hello, HelloAnswer};
@@ -53,6 +66,15 @@ pub enum Request<'a> {
     Credit(Credit),
     Ack(Ack),
     Stats(Stats),
+    CreateGroup(CreateGroup<'a>),
+    DeleteGroup(DeleteGroup<'a>),
+    ListGroups(ListGroups<'a>),
+    DescribeGroup(DescribeGroup<'a>),
+    GroupLag(GroupLag),
+    ResetOffset(ResetOffset),
+    JoinGroup(JoinGroup<'a>),
+    LeaveGroup(LeaveGroup),
+    Heartbeat(Heartbeat),
 }
 
 impl<'a> Request<'a> {
@@ -79,7 +101,18 @@ impl<'a> Request<'a> {
             Kind::Credit => Self::Credit(Credit::decode(header)?),
             Kind::Ack => Self::Ack(Ack::decode(header)?),
             Kind::Stats => Self::Stats(Stats::decode(header)?),
-            Kind::Deliver | Kind::Error => return Err(DecodeError::Kind(kind as u8)),
+            Kind::CreateGroup => Self::CreateGroup(CreateGroup::decode(header)?),
+            Kind::DeleteGroup => Self::DeleteGroup(DeleteGroup::decode(header)?),
+            Kind::ListGroups => Self::ListGroups(ListGroups::decode(header)?),
+            Kind::DescribeGroup => Self::DescribeGroup(DescribeGroup::decode(header)?),
+            Kind::GroupLag => Self::GroupLag(GroupLag::decode(header)?),
+            Kind::ResetOffset => Self::ResetOffset(ResetOffset::decode(header)?),
+            Kind::JoinGroup => Self::JoinGroup(JoinGroup::decode(header)?),
+            Kind::LeaveGroup => Self::LeaveGroup(LeaveGroup::decode(header)?),
+            Kind::Heartbeat => Self::Heartbeat(Heartbeat::decode(header)?),
+            Kind::Deliver | Kind::Revoke | Kind::Assignment | Kind::Error => {
+                return Err(DecodeError::Kind(kind as u8));
+            }
         })
     }
 
@@ -102,6 +135,15 @@ impl<'a> Request<'a> {
             Self::Credit(request) => request.encode(correlation, out),
             Self::Ack(request) => request.encode(correlation, out),
             Self::Stats(request) => request.encode(correlation, out),
+            Self::CreateGroup(request) => request.encode(correlation, out),
+            Self::DeleteGroup(request) => request.encode(correlation, out),
+            Self::ListGroups(request) => request.encode(correlation, out),
+            Self::DescribeGroup(request) => request.encode(correlation, out),
+            Self::GroupLag(request) => request.encode(correlation, out),
+            Self::ResetOffset(request) => request.encode(correlation, out),
+            Self::JoinGroup(request) => request.encode(correlation, out),
+            Self::LeaveGroup(request) => request.encode(correlation, out),
+            Self::Heartbeat(request) => request.encode(correlation, out),
         }
     }
 }
@@ -125,15 +167,28 @@ pub enum Answer<'a> {
     /// Pushed.
     Deliver(Deliver<'a>),
     Ack(AckAnswer),
+    /// Pushed.
+    Revoke(Revoke),
     Stats(StatsAnswer<'a>),
-    /// Instead of an answer; pushed where it ends a subscription.
+    CreateGroup(GroupAnswer<'a>),
+    DeleteGroup(GroupAnswer<'a>),
+    ListGroups(ListGroupsAnswer<'a>),
+    DescribeGroup(DescribeGroupAnswer<'a>),
+    GroupLag(GroupLagAnswer<'a>),
+    ResetOffset(ResetOffsetAnswer),
+    JoinGroup(JoinGroupAnswer),
+    LeaveGroup(LeaveGroup),
+    Heartbeat(HeartbeatAnswer),
+    /// Pushed.
+    Assignment(Assignment<'a>),
+    /// Instead of an answer; pushed where it ends a subscription or a membership.
     Error(ErrorAnswer<'a>),
 }
 
 impl<'a> Answer<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Self, DecodeError> {
         let kind = kind_from(frame, Sender::Broker)?;
-        if !matches!(kind, Kind::Fetch | Kind::Deliver | Kind::Stats) && !frame.body.is_empty() {
+        if !matches!(kind, Kind::Fetch | Kind::Deliver | Kind::Stats | Kind::Assignment) && !frame.body.is_empty() {
             return Err(DecodeError::Body);
         }
         let header = frame.header;
@@ -153,13 +208,24 @@ impl<'a> Answer<'a> {
             Kind::Unsubscribe => Self::Unsubscribe(Unsubscribe::decode_answer(header)?),
             Kind::Deliver => Self::Deliver(Deliver::decode(header, frame.body)?),
             Kind::Ack => Self::Ack(AckAnswer::decode(header)?),
+            Kind::Revoke => Self::Revoke(Revoke::decode(header)?),
             Kind::Stats => Self::Stats(StatsAnswer::decode(header, frame.body)?),
+            Kind::CreateGroup => Self::CreateGroup(GroupAnswer::decode(header)?),
+            Kind::DeleteGroup => Self::DeleteGroup(GroupAnswer::decode(header)?),
+            Kind::ListGroups => Self::ListGroups(ListGroupsAnswer::decode(header)?),
+            Kind::DescribeGroup => Self::DescribeGroup(DescribeGroupAnswer::decode(header)?),
+            Kind::GroupLag => Self::GroupLag(GroupLagAnswer::decode(header)?),
+            Kind::ResetOffset => Self::ResetOffset(ResetOffsetAnswer::decode(header)?),
+            Kind::JoinGroup => Self::JoinGroup(JoinGroupAnswer::decode(header)?),
+            Kind::LeaveGroup => Self::LeaveGroup(LeaveGroup::decode(header)?),
+            Kind::Heartbeat => Self::Heartbeat(HeartbeatAnswer::decode(header)?),
+            Kind::Assignment => Self::Assignment(Assignment::decode(header, frame.body)?),
             Kind::Error => Self::Error(ErrorAnswer::decode(header)?),
             Kind::Credit => return Err(DecodeError::Kind(kind as u8)),
         })
     }
 
-    /// Appends the answer's frame. A delivery is pushed, so its correlation is 0 whatever is given here.
+    /// Appends the answer's frame. What is pushed (a delivery, a revoke, an assignment) has correlation 0 whatever is given here.
     pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
         match self {
             Self::Hello(answer) => answer.encode(correlation, out),
@@ -177,7 +243,18 @@ impl<'a> Answer<'a> {
             Self::Unsubscribe(answer) => answer.encode_answer(correlation, out),
             Self::Deliver(delivery) => delivery.encode(out),
             Self::Ack(answer) => answer.encode(correlation, out),
+            Self::Revoke(revoke) => revoke.encode(out),
             Self::Stats(answer) => answer.encode(correlation, out),
+            Self::CreateGroup(answer) => answer.encode(Kind::CreateGroup, correlation, out),
+            Self::DeleteGroup(answer) => answer.encode(Kind::DeleteGroup, correlation, out),
+            Self::ListGroups(answer) => answer.encode(correlation, out),
+            Self::DescribeGroup(answer) => answer.encode(correlation, out),
+            Self::GroupLag(answer) => answer.encode(correlation, out),
+            Self::ResetOffset(answer) => answer.encode(correlation, out),
+            Self::JoinGroup(answer) => answer.encode(correlation, out),
+            Self::LeaveGroup(answer) => answer.encode_answer(correlation, out),
+            Self::Heartbeat(answer) => answer.encode(correlation, out),
+            Self::Assignment(assignment) => assignment.encode(out),
             Self::Error(answer) => answer.encode(correlation, out),
         }
     }

@@ -178,6 +178,9 @@ pub struct BatchHead {
     pub payload_length: u32,
     /// The entry's: codec, and the level that its producer asked for.
     pub flags: EntryFlags,
+    /// To a member of a group: 1 where the message at `first_wanted` is delivered to the group for the first time, 2 for the
+    /// second, and so on. 0: to a reader.
+    pub attempt: u16,
 }
 
 impl BatchHead {
@@ -195,6 +198,7 @@ impl BatchHead {
             payload_crc: header.payload_crc,
             payload_length: header.length,
             flags: header.flags,
+            attempt: 0,
         }
     }
 
@@ -222,8 +226,9 @@ impl BatchHead {
             payload_crc: head.payload_crc(),
             payload_length: head.payload_length(),
             flags: EntryFlags::from_bits(head.flags()).ok_or(DecodeError::Field("flags"))?,
+            attempt: head.attempt(),
         };
-        if head.reserved() != 0 || !(1..=RECORDS_MAX).contains(&batch.record_count) {
+        if !(1..=RECORDS_MAX).contains(&batch.record_count) {
             return Err(DecodeError::Header);
         }
         let end = batch.base_offset.0.checked_add(u64::from(batch.record_count)).ok_or(DecodeError::Header)?;
@@ -241,7 +246,7 @@ impl BatchHead {
             self.record_count,
             self.payload_length,
             self.flags.bits(),
-            0,
+            self.attempt,
         )
     }
 }

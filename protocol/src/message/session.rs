@@ -174,6 +174,7 @@ impl<'a> ErrorAnswer<'a> {
                 shard: table.shard(),
                 retry_after_ns: table.retry_after_ns(),
                 subscription: table.subscription(),
+                member: table.member(),
             },
         })
     }
@@ -190,6 +191,7 @@ impl<'a> ErrorAnswer<'a> {
                 shard: self.detail.shard,
                 retry_after_ns: self.detail.retry_after_ns,
                 subscription: self.detail.subscription,
+                member: self.detail.member,
             };
             wire::Error::create(builder, &args)
         });

@@ -72,11 +72,11 @@ pub(super) fn bounded<'a>(text: Option<&'a str>, max: usize, field: &'static str
     }
 }
 
-/// The number of items that a listing's request asks for; 0 asks for a full page.
-pub(super) fn page_limit(limit: u32) -> Result<u32, DecodeError> {
+/// The number of items that a listing's request asks for, where a page has at most `max`; 0 asks for a full page.
+pub(super) fn page_limit(limit: u32, max: u32) -> Result<u32, DecodeError> {
     match limit {
-        0 => Ok(PAGE_ITEMS_MAX),
-        1..=PAGE_ITEMS_MAX => Ok(limit),
+        0 => Ok(max),
+        limit if limit <= max => Ok(limit),
         _ => Err(DecodeError::Field("limit")),
     }
 }

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+mod groups;
+
 use super::session::ErrorAnswer;
 use super::*;
 use crate::entry::{Codec, DirectoryId, EntryFlags};
@@ -47,7 +49,7 @@ fn check_request(request: &Request<'_>) {
 fn check_answer(answer: &Answer<'_>) {
     let bytes = encoded_answer(answer);
     let frame = frame_of(&bytes);
-    let pushed = matches!(answer, Answer::Deliver(_));
+    let pushed = matches!(answer, Answer::Deliver(_) | Answer::Revoke(_) | Answer::Assignment(_));
     assert_eq!(frame.head.correlation, Correlation(if pushed { 0 } else { 77 }));
     let decoded = Answer::decode(&frame).unwrap_or_else(|error| panic!("{answer:?}: {error}"));
     assert_eq!(format!("{decoded:?}"), format!("{answer:?}"));
@@ -77,6 +79,7 @@ fn batch_head(length: u32) -> BatchHead {
         payload_crc: 0xCAFE_F00D,
         payload_length: length,
         flags: EntryFlags::for_level(DurableLevel::Memory).with_codec(Codec::Zstd),
+        attempt: 0,
     }
 }
 
@@ -178,6 +181,7 @@ fn every_error_comes_back_with_its_details() {
         shard: Some(1),
         retry_after_ns: Some(20_000_000),
         subscription: Some(0),
+        member: Some(u64::MAX),
     };
     for &code in ErrorCode::ALL {
         check_answer(&Answer::Error(ErrorAnswer::new(code)));
@@ -232,6 +236,12 @@ fn golden_bytes_of_version_1() {
     deliver.extend([half(0xCAFE_F00D), half(7), half(5), half(0x12)].concat());
     assert_eq!(deliver.len(), DELIVER_PREFIX_LEN);
     assert_eq!(consume::deliver_prefix(SubscriptionId(3), &batch_head(5))[..], deliver);
+    let again = consume::deliver_prefix(SubscriptionId(3), &BatchHead { attempt: 0x0201, ..batch_head(5) });
+    assert_eq!(
+        (&again[..86], &again[86..]),
+        (&deliver[..86], &[1, 2][..]),
+        "the attempt stands at the end of the header"
+    );
     deliver.extend(b"12345\0\0\0");
     let delivery = Deliver { subscription: SubscriptionId(3), batch: batch_head(5), payload: b"12345" };
     assert_eq!(encoded_answer(&Answer::Deliver(delivery)), deliver);
@@ -408,7 +418,7 @@ proptest! {
     fn produce_and_deliver_come_back(
         (topic, queue, record_count, payload_crc) in (any::<u64>(), any::<u32>(), 1..=65_536u32, any::<u32>()),
         (producer, producer_epoch, sequence) in (any::<u64>(), any::<u32>(), any::<u64>()),
-        (level, codec) in (1..=3u8, 0..3u8),
+        (level, codec, attempt) in (1..=3u8, 0..3u8, any::<u16>()),
         payload in prop::collection::vec(any::<u8>(), 0..100),
         (base, into, epoch, position, time) in (0..u64::MAX - 65_536, any::<u32>(), any::<u64>(), any::<u64>(), any::<u64>()),
     ) {
@@ -435,6 +445,7 @@ proptest! {
             payload_crc,
             payload_length: payload.len() as u32,
             flags,
+            attempt,
         };
         let subscription = SubscriptionId(producer);
         check_answer(&Answer::Deliver(Deliver { subscription, batch, payload: &payload }));

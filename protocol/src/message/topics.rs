@@ -112,7 +112,7 @@ impl<'a> Metadata<'a> {
             return Err(DecodeError::Field("names"));
         }
         let after = table::bounded(table.after(), NAME_MAX, "after")?;
-        Ok(Self { names, after, limit: table::page_limit(table.limit())? })
+        Ok(Self { names, after, limit: table::page_limit(table.limit(), PAGE_ITEMS_MAX)? })
     }
 
     pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
@@ -268,7 +268,7 @@ impl<'a> ListTopics<'a> {
         Ok(Self {
             prefix: table::bounded(table.prefix(), NAME_MAX, "prefix")?,
             after: table::bounded(table.after(), NAME_MAX, "after")?,
-            limit: table::page_limit(table.limit())?,
+            limit: table::page_limit(table.limit(), PAGE_ITEMS_MAX)?,
         })
     }
 
@@ -322,7 +322,7 @@ impl<'a> DescribeTopic<'a> {
         Ok(Self {
             name: table.name(),
             first_queue: QueueId(table.first_queue()),
-            limit: table::page_limit(table.limit())?,
+            limit: table::page_limit(table.limit(), PAGE_ITEMS_MAX)?,
         })
     }
 
