@@ -36,7 +36,7 @@ pub fn produce(
     if router::is_large(payload.len()) {
         // Whose it is comes first: another shard's is sent on as it is.
         let core = shard.core.borrow();
-        return match core.engine.decide_produce(&offer(head, payload.len()), clock::wall()) {
+        return match core.engine.decide_produce(&BatchOffer::of_request(head, payload.len() as u32), clock::wall()) {
             Err(Refusal::WrongShard(owner)) => Err(Wait::Elsewhere(owner)),
             _ => Err(Wait::Large(shard.id)),
         };
@@ -110,7 +110,7 @@ pub fn decide(
     if !Shard::has_place_to_wait(core) {
         return Err(Wait::Room(shard.id));
     }
-    match core.engine.decide_produce(&offer(head, length), clock::wall()) {
+    match core.engine.decide_produce(&BatchOffer::of_request(head, length as u32), clock::wall()) {
         Ok(ProduceDecision::Append(draft)) => Ok(Decided::Append(draft)),
         Ok(ProduceDecision::Duplicate(stored)) => {
             shard.counters.duplicates.set(shard.counters.duplicates.get() + 1);
@@ -122,21 +122,6 @@ pub fn decide(
             crate::shard::requests::refuse(executor, shard, asker, correlation, head.topic, &refusal)?;
             Ok(Decided::Done)
         }
-    }
-}
-
-fn offer(head: &ProduceHead, length: usize) -> BatchOffer {
-    BatchOffer {
-        topic: head.topic,
-        queue: head.queue,
-        producer_id: head.producer_id,
-        producer_epoch: head.producer_epoch,
-        sequence: head.sequence,
-        level: head.level(),
-        flags: head.flags,
-        payload_crc: head.payload_crc,
-        length: length as u32,
-        records: head.record_count,
     }
 }
 
