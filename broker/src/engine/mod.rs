@@ -307,6 +307,11 @@ impl Engine {
         self.readers.detach(owner, &mut self.queues);
     }
 
+    /// Subscriptions of one owner, with those whose end it has still to be told.
+    pub fn subscriptions_of(&self, owner: ReaderOwner) -> usize {
+        self.readers.len_of(owner)
+    }
+
     pub fn counts(&self) -> EngineCounts {
         EngineCounts {
             topics: self.catalogue.len(),

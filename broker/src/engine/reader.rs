@@ -292,6 +292,11 @@ impl Readers {
         self.slots.len() - self.free.len()
     }
 
+    /// Those of one owner, with those whose end it has still to be told.
+    pub fn len_of(&self, owner: ReaderOwner) -> usize {
+        self.by_owner.get(&owner).map_or(0, Vec::len)
+    }
+
     fn get(&self, key: ReaderKey) -> Option<&Reader> {
         let place = self.slots.get(key.index as usize)?;
         if place.generation == key.generation { place.reader.as_ref() } else { None }

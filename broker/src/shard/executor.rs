@@ -1,7 +1,7 @@
 //! What all tasks of one executor share: its shards, its peers, its ends of the mesh, and its budgets.
 
 use crate::control::settings::Idle;
-use crate::engine::{HOME, Refusal};
+use crate::engine::{HOME, ReaderOwner, Refusal};
 use crate::limits::{COLD_BUDGET, COLD_READ, CONNECTIONS_PER_EXECUTOR, RECEIVE_FLOOR, RECEIVE_SCRATCH};
 use crate::shard::answers;
 use crate::shard::connection::outbox::LogBytes;
@@ -300,6 +300,12 @@ impl Executor {
     }
 
     // Deliveries.
+
+    /// Subscriptions of a peer at the shards that live here.
+    pub fn subscriptions_of(&self, peer: PeerId) -> usize {
+        let shards = self.shards.borrow();
+        shards.iter().flatten().map(|shard| shard.core.borrow().engine.subscriptions_of(ReaderOwner(peer.0))).sum()
+    }
 
     /// A batch is on its way to its reader, which may be given the next one.
     pub fn delivered(&self, shard: ShardId, subscription: SubscriptionId) {

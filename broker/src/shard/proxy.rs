@@ -138,9 +138,10 @@ fn step(executor: &Executor, proxy: &Proxy) -> Step {
                 Err(NoBytes::Unread(missing)) => return Step::Missing(missing),
                 Err(NoBytes::Damaged) => {
                     drop((held, cold));
-                    shard.end_damaged(proxy.id, &proxy.outlet, subscription);
-                    answers::ended(&mut frame, id, subscription, ErrorCode::Damaged);
-                    executor.push_there(proxy.executor, proxy.connection, frame, false);
+                    if shard.end_damaged(proxy.id, &proxy.outlet, subscription) {
+                        answers::ended(&mut frame, id, subscription, ErrorCode::Damaged);
+                        executor.push_there(proxy.executor, proxy.connection, frame, false);
+                    }
                     return Step::Sent;
                 }
             }

@@ -150,8 +150,7 @@ fn subscribe(
         return Ok(());
     }
     let Some(peer) = proxy::peer_of(executor, asker) else { return Ok(()) };
-    let Some(outlet) = executor.peers.get(peer) else { return Ok(()) };
-    if outlet.outlet().subscriptions.get() >= SUBSCRIPTIONS_PER_CONNECTION {
+    if executor.subscriptions_of(peer) >= SUBSCRIPTIONS_PER_CONNECTION {
         executor.refuse(asker, correlation, ErrorCode::LimitReached);
         return Ok(());
     }
@@ -162,7 +161,6 @@ fn subscribe(
     };
     match began {
         Ok((id, place)) => {
-            outlet.outlet().subscriptions.set(outlet.outlet().subscriptions.get() + 1);
             let answer = SubscribeAnswer {
                 subscription: subscriptions::on_wire(shard.id, id),
                 epoch: place.epoch,

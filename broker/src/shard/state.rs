@@ -328,11 +328,11 @@ impl Shard {
         self.hand_out(executor, &mut core.engine, clock::monotonic());
     }
 
-    /// The next batch of this subscription is damaged: it ends, and nobody else's does. The caller tells its peer.
-    pub fn end_damaged(&self, owner: PeerId, outlet: &Outlet, subscription: SubscriptionId) {
-        // Unknown: it has ended by itself meanwhile.
-        let _ = self.core.borrow_mut().engine.unsubscribe(ReaderOwner(owner.0), subscription);
+    /// The next batch of this subscription is damaged: it ends, and nobody else's does. True if the caller is to tell its
+    /// peer; false where the topic was deleted meanwhile and the peer hears of that.
+    pub fn end_damaged(&self, owner: PeerId, outlet: &Outlet, subscription: SubscriptionId) -> bool {
         outlet.forget(self.id, subscription);
+        self.core.borrow_mut().engine.unsubscribe(ReaderOwner(owner.0), subscription).is_ok()
     }
 
     /// Hands out what a request made ready: a subscription began, or credit came.

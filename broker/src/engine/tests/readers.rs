@@ -157,6 +157,28 @@ fn readers_of_a_deleted_topic_are_told_once() {
     assert_eq!(bench.engine.counts().subscriptions, 0);
 }
 
+/// A batch was found damaged while the deletion of its topic waited to be told: the connection's count ended one too low.
+#[test]
+fn a_subscription_that_ends_in_two_ways_is_counted_once() {
+    let mut bench = Bench::new(1);
+    bench.store_bytes(0, 1, 10);
+    let both = bench.subscribe(StartAt::Earliest, PLENTY);
+    bench.subscribe(StartAt::Latest, PLENTY);
+    let other = ReaderOwner(2);
+    bench.engine.subscribe(other, TOPIC, QueueId(0), StartAt::Latest, PLENTY).unwrap();
+    assert!(bench.engine.next_delivery().is_some());
+    assert_eq!((bench.engine.subscriptions_of(ME), bench.engine.subscriptions_of(other)), (2, 1));
+    bench.change(bench.engine.decide_delete("t", None, bench.now));
+    bench.harden();
+    assert_eq!(bench.engine.unsubscribe(ME, both), Err(Refusal::UnknownSubscription));
+    assert_eq!(bench.engine.subscriptions_of(ME), 2, "they have still to be told");
+    for left in [1, 0] {
+        assert!(matches!(bench.engine.next_delivery(), Some(Delivery::Ended { owner: ME, .. })));
+        assert_eq!(bench.engine.subscriptions_of(ME), left);
+    }
+    assert_eq!(bench.engine.subscriptions_of(other), 1);
+}
+
 /// What one fetch of 5 batches of 2 records and 100 bytes each returns, in batches.
 #[track_caller]
 fn check_fetch(messages: u64, bytes: u64, batches: usize, expected: usize) {

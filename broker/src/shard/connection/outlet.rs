@@ -13,7 +13,7 @@ use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, QueueOffset, ShardId, SubscriptionId};
 use peregrine_protocol::limits::FETCH_BATCHES_MAX;
 use peregrine_protocol::message::{BatchHead, ErrorAnswer, Fetch, FetchAnswer, FetchBody};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
 /// Something to be sent.
@@ -116,7 +116,6 @@ pub struct Outlet {
     pub cold: RefCell<Option<ColdBlock>>,
     /// Raised when there is something to do for whoever sends.
     pub news: Event,
-    pub subscriptions: Cell<usize>,
 }
 
 impl Outlet {
@@ -132,7 +131,6 @@ impl Outlet {
 
     /// A subscription has ended: no delivery of it follows.
     pub fn forget(&self, of: ShardId, id: SubscriptionId) {
-        self.subscriptions.set(self.subscriptions.get().saturating_sub(1));
         self.held.borrow_mut().retain(
             |held| !matches!(held, Held::Delivery { shard, subscription, .. } if (*shard, *subscription) == (of, id)),
         );

@@ -109,9 +109,10 @@ fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
                     Ok(header) => answers::delivery(&mut outbox, id, subscription, batch, &header),
                     Err(NoBytes::Unread(missing)) => return Some(missing),
                     Err(NoBytes::Damaged) => {
-                        outbox.push(|out| answers::ended(out, id, subscription, ErrorCode::Damaged));
                         drop((outbox, held, cold));
-                        executor.shard(id)?.end_damaged(connection.id, &connection.outlet, subscription);
+                        if executor.shard(id)?.end_damaged(connection.id, &connection.outlet, subscription) {
+                            connection.send(|out| answers::ended(out, id, subscription, ErrorCode::Damaged));
+                        }
                         continue;
                     }
                 }

@@ -4,8 +4,8 @@ use super::directories;
 use super::serving::{Said, batch, head, serve, settings};
 use crate::limits::SUBSCRIPTIONS_PER_CONNECTION;
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::DurableLevel;
-use peregrine_protocol::message::{AlterTopic, DeleteTopic, Produce, Request};
+use peregrine_protocol::ids::{DurableLevel, Mode, QueueId};
+use peregrine_protocol::message::{AlterTopic, DeleteTopic, Produce, Request, Start, Subscribe};
 
 #[test]
 fn an_unknown_topic_is_asked_for_and_then_refused() {
@@ -33,6 +33,18 @@ fn subscriptions_ended_by_a_deleted_topic_give_their_places_back() {
         let topic = client.create(name, 1);
         for _ in 0..SUBSCRIPTIONS_PER_CONNECTION {
             client.subscribe(topic, 0);
+        }
+        let one_more = Subscribe {
+            topic,
+            queue: QueueId(0),
+            mode: Mode::Reader,
+            start: Start::Earliest,
+            credit_messages: 0,
+            credit_bytes: 0,
+        };
+        match client.ask(&Request::Subscribe(one_more)) {
+            Said::Error { code } => assert_eq!(code, ErrorCode::LimitReached.number()),
+            other => panic!("{other:?}"),
         }
         client.send(&Request::DeleteTopic(DeleteTopic { name, id: Some(topic) }));
         let mut ended = 0;
