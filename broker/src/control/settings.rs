@@ -67,7 +67,7 @@ pub struct Flush {
     pub memory_bytes: u64,
 }
 
-/// A way to hold, fail or stop a shard's log, for tests. Each shard has its own.
+/// A way to hold, fail or stop a shard's log or the news between shards, for tests. Each shard's log has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestFault {
     /// No flush is issued: what is acknowledged at `memory` stands in the ring alone.
@@ -78,6 +78,8 @@ pub enum TestFault {
     FailWrite(u64),
     /// The process kills itself (as by kill -9) behind the n-th step of recovery.
     KillAfterStep(u8),
+    /// Executors do not hear what shard 0 tells of the catalogue.
+    MissNews,
 }
 
 /// All that the configuration decides.

@@ -10,7 +10,7 @@ use crate::limits::ROOM_WITHIN;
 use crate::shard::answers;
 use crate::shard::clock;
 use crate::shard::executor::Executor;
-use crate::shard::mesh_messages::Request;
+use crate::shard::mesh_messages::{Request, TopicAsked};
 use crate::shard::router::Asker;
 use crate::shard::state::{Shard, Waiting};
 use crate::shard::tickets::Reply;
@@ -165,8 +165,7 @@ pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: &[TopicState
     };
     for peer in executor.mesh().peers() {
         for state in effects {
-            let told = Request::Topic { executor: executor.index as u16, change: round, state: state.clone() };
-            executor.mesh().request(peer, told);
+            executor.mesh().request(peer, Request::Topic { change: round, state: state.clone() });
         }
     }
 }
@@ -215,21 +214,29 @@ pub fn row(topic: &Topic) -> TopicRow<'_> {
 /// that was news.
 pub async fn ask_home(executor: &Rc<Executor>, shard: ShardId, topic: TopicId) -> bool {
     let before = executor.shard(shard).map(|shard| shard.topic(topic));
+    let state = learn_from_home(executor, TopicAsked::Id(topic)).await;
+    state.is_some() && before != state
+}
+
+/// Asks shard 0 about a name that a copy of the catalogue here lacks. True when there is such a topic.
+pub async fn ask_home_by_name(executor: &Rc<Executor>, name: &str) -> bool {
+    matches!(learn_from_home(executor, TopicAsked::Name(name.into())).await, Some(TopicState::Live(_)))
+}
+
+/// Asks shard 0, and tells the shards here.
+async fn learn_from_home(executor: &Rc<Executor>, topic: TopicAsked) -> Option<TopicState> {
     let state = if let Some(home) = executor.shard(HOME) {
-        home.topic(topic)
+        home.topic_asked(&topic)
     } else {
         let home = executor.layout.executor_of(HOME);
-        let asked = executor.tickets.ask(|ticket| {
-            let ask = Request::AskTopic { executor: executor.index as u16, ticket, topic };
-            executor.mesh().request(home, ask);
-        });
+        let asked = executor.tickets.ask(|ticket| executor.mesh().request(home, Request::AskTopic { ticket, topic }));
         match asked.await {
             Some(Reply::Topic(state)) => state,
-            _ => return false,
+            _ => None,
         }
-    };
+    }?;
     for local in executor.local_shards() {
         local.learn(&state);
     }
-    before.is_some_and(|before| before != state)
+    Some(state)
 }

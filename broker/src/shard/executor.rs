@@ -98,6 +98,8 @@ pub struct Executor {
     /// Bytes of the blocks that outlets hold.
     cold_bytes: Cell<usize>,
     stopping: Cell<bool>,
+    /// A fault of tests: what shard 0 tells of the catalogue is not heard here.
+    pub misses_news: Cell<bool>,
 }
 
 impl Executor {
@@ -119,6 +121,7 @@ impl Executor {
             forwarded_here: Cell::new(0),
             cold_bytes: Cell::new(0),
             stopping: Cell::new(false),
+            misses_news: Cell::new(false),
         })
     }
 
@@ -233,8 +236,7 @@ impl Executor {
             shard.detach(connection.id);
         }
         for executor in connection.proxied_on() {
-            let gone = Request::Gone { executor: self.index as u16, connection: connection.id };
-            self.mesh().request(executor, gone);
+            self.mesh().request(executor, Request::Gone { connection: connection.id });
         }
     }
 
@@ -282,8 +284,7 @@ impl Executor {
     /// Pushes a frame to a connection of another executor.
     pub fn push_there(&self, executor: u16, connection: PeerId, frame: Vec<u8>, counts: bool) {
         let frame = frame.into_boxed_slice();
-        let push = Return::Push { connection, executor: self.index as u16, frame, counts };
-        self.mesh().give_back(usize::from(executor), push);
+        self.mesh().give_back(usize::from(executor), Return::Push { connection, frame, counts });
     }
 
     pub fn refuse(&self, asker: Asker, correlation: Correlation, code: ErrorCode) {

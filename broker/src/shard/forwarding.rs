@@ -59,12 +59,12 @@ pub fn start(executor: &Rc<Executor>, incoming: Incoming<Request, Return>) {
         })
         .detach();
     }
-    for (_, receiver) in incoming.returns {
+    for (peer, receiver) in incoming.returns {
         let executor = executor.clone();
         glommio::spawn_local(async move {
             let mut taken = 0;
             while let Some(message) = receiver.recv().await {
-                take_return(&executor, message);
+                take_return(&executor, peer, message);
                 taken += 1;
                 if taken == MESH_PER_TURN {
                     taken = 0;
@@ -77,37 +77,40 @@ pub fn start(executor: &Rc<Executor>, incoming: Incoming<Request, Return>) {
 }
 
 fn take_request(executor: &Rc<Executor>, queues: &[Queue], peer: usize, request: Request) {
+    let from = peer as u16;
     match request {
-        Request::Forward { shard, executor: from, connection, received_at, frame } => {
+        Request::Forward { shard, connection, received_at, frame } => {
             let queue = &queues[usize::from(shard.0)];
             executor.forwarded_here.set(executor.forwarded_here.get() + 1);
             queue.frames.borrow_mut().push_back(Forwarded { executor: from, connection, received_at, frame });
             queue.news.raise();
         }
         Request::HandOver(handed) => executor.take_over(*handed),
-        Request::Gone { executor: from, connection } => proxy::end(executor, from, connection),
-        Request::Window { executor: from, connection, bytes } => {
+        Request::Gone { connection } => proxy::end(executor, from, connection),
+        Request::Window { connection, bytes } => {
             proxy::open_window(executor, from, connection, bytes);
         }
-        Request::Topic { change, state, .. } => {
+        Request::Topic { change, state } => {
             for shard in executor.local_shards() {
-                shard.learn(&state);
+                if !executor.misses_news.get() {
+                    shard.learn(&state);
+                }
             }
             executor.mesh().give_back(peer, Return::Told { change });
         }
-        Request::AskTopic { ticket, topic, .. } => {
+        Request::AskTopic { ticket, topic } => {
             if let Some(home) = executor.shard(HOME) {
-                executor.mesh().give_back(peer, Return::TopicIs { ticket, state: home.topic(topic) });
+                executor.mesh().give_back(peer, Return::TopicIs { ticket, state: home.topic_asked(&topic) });
             }
         }
-        Request::AskReports { ticket, .. } => {
+        Request::AskReports { ticket } => {
             let reports = reports::local(executor);
             executor.mesh().give_back(peer, Return::Reports { ticket, reports });
         }
     }
 }
 
-fn take_return(executor: &Rc<Executor>, message: Return) {
+fn take_return(executor: &Rc<Executor>, peer: usize, message: Return) {
     match message {
         Return::Answer { connection, shard, frame } => {
             executor.credit(shard).give_back();
@@ -118,10 +121,10 @@ fn take_return(executor: &Rc<Executor>, message: Return) {
                 connection.answered();
             }
         }
-        Return::Push { connection, executor: from, frame, counts } => {
+        Return::Push { connection, frame, counts } => {
             if let Some(connection) = executor.peers.connection(connection) {
                 if counts {
-                    connection.note_window(usize::from(from), frame.len());
+                    connection.note_window(peer, frame.len());
                 }
                 connection.send(|out| out.extend_from_slice(&frame));
             }

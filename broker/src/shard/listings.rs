@@ -58,11 +58,20 @@ fn page<'a>(topics: impl Iterator<Item = &'a Topic>, limit: u32) -> (Vec<&'a Top
 }
 
 /// The queues of a topic that live on this shard.
-pub fn describe(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, asked: &DescribeTopic<'_>) {
+pub fn describe(
+    executor: &Executor,
+    shard: &Shard,
+    asker: Asker,
+    correlation: Correlation,
+    asked: &DescribeTopic<'_>,
+) -> Result<(), Wait> {
     let core = shard.core.borrow();
     let Some(topic) = core.engine.topic_named(asked.name) else {
+        if shard.id != HOME {
+            return Err(Wait::TopicNamed);
+        }
         executor.refuse(asker, correlation, ErrorCode::UnknownTopic);
-        return;
+        return Ok(());
     };
     let shards = executor.layout.shards;
     let mut mine =
@@ -80,4 +89,5 @@ pub fn describe(executor: &Executor, shard: &Shard, asker: Asker, correlation: C
         more: mine.next().is_some(),
     };
     executor.answer(asker, |out| answer.encode(correlation, out));
+    Ok(())
 }

@@ -6,22 +6,29 @@ use crate::shard::reports::ShardReport;
 use peregrine_protocol::ids::{Nanos, ShardId, TopicId};
 use std::os::fd::OwnedFd;
 
-/// From the executor that holds the connection, or that wants something, to the other.
+/// From the executor that holds the connection, or that wants something, to the other; which one it comes from, its channel
+/// says.
 pub enum Request {
     /// A frame for a shard there. The sender took credit for it.
-    Forward { shard: ShardId, executor: u16, connection: PeerId, received_at: Nanos, frame: Box<[u8]> },
+    Forward { shard: ShardId, connection: PeerId, received_at: Nanos, frame: Box<[u8]> },
     /// A connection that named a shard there in its hello.
     HandOver(Box<HandOver>),
     /// A connection whose requests were forwarded is gone.
-    Gone { executor: u16, connection: PeerId },
+    Gone { connection: PeerId },
     /// So many bytes of deliveries have left, or have room, at the connection's executor.
-    Window { executor: u16, connection: PeerId, bytes: usize },
+    Window { connection: PeerId, bytes: usize },
     /// Shard 0 tells what a topic is from now on; each executor answers with `Told`.
-    Topic { executor: u16, change: u64, state: TopicState },
+    Topic { change: u64, state: TopicState },
     /// What is this topic? Asked of shard 0's executor.
-    AskTopic { executor: u16, ticket: u64, topic: TopicId },
+    AskTopic { ticket: u64, topic: TopicAsked },
     /// Reports of all shards there are wanted.
-    AskReports { executor: u16, ticket: u64 },
+    AskReports { ticket: u64 },
+}
+
+/// A topic as a request names it.
+pub enum TopicAsked {
+    Id(TopicId),
+    Name(Box<str>),
 }
 
 /// A connection on its way to another executor: a second descriptor of its socket, and all bytes that were received and not
@@ -43,7 +50,6 @@ pub enum Return {
     /// A push: a delivery (which counts against the window) or an error.
     Push {
         connection: PeerId,
-        executor: u16,
         frame: Box<[u8]>,
         counts: bool,
     },
@@ -51,10 +57,10 @@ pub enum Return {
     Told {
         change: u64,
     },
-    /// What shard 0 knows of a topic.
+    /// What shard 0 knows of a topic; none where it has no topic of that name.
     TopicIs {
         ticket: u64,
-        state: TopicState,
+        state: Option<TopicState>,
     },
     Reports {
         ticket: u64,

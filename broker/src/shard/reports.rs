@@ -103,8 +103,7 @@ pub fn answer(executor: &Rc<Executor>, asker: Asker, correlation: Correlation, w
         let mut reports = local(&executor);
         for peer in executor.mesh().peers().collect::<Vec<_>>() {
             let asked = executor.tickets.ask(|ticket| {
-                let ask = Request::AskReports { executor: executor.index as u16, ticket };
-                executor.mesh().request(peer, ask);
+                executor.mesh().request(peer, Request::AskReports { ticket });
             });
             if let Some(Reply::Reports(more)) = asked.await {
                 reports.extend(more);

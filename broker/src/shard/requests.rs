@@ -68,7 +68,7 @@ pub fn handle(
         Request::Ping => answer(&Answer::Ping),
         Request::Metadata(asked) => return listings::metadata(executor, shard, asker, correlation, &asked),
         Request::ListTopics(asked) => listings::list(executor, shard, asker, correlation, &asked),
-        Request::DescribeTopic(asked) => listings::describe(executor, shard, asker, correlation, &asked),
+        Request::DescribeTopic(asked) => return listings::describe(executor, shard, asker, correlation, &asked),
         Request::CreateTopic(asked) => {
             let wanted = ChangeWanted::Create { name: asked.name.to_owned(), queues: asked.queues };
             catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));

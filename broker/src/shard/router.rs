@@ -13,6 +13,7 @@ use crate::shard::{answers, catalogue, large, requests};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{self, Frame, Kind, Sender};
 use peregrine_protocol::ids::{Nanos, ShardId, TopicId};
+use peregrine_protocol::message::Request as Asked;
 use std::rc::Rc;
 
 /// Who asked, and so where the answer goes.
@@ -35,6 +36,8 @@ pub enum Wait {
     Large(ShardId),
     /// What shard 0 says about a topic; without news the request is answered with `otherwise`.
     Topic { shard: ShardId, topic: TopicId, otherwise: ErrorCode },
+    /// What shard 0 says about the topic that the request names.
+    TopicNamed,
     /// Credit for requests to this shard.
     Credit(ShardId),
     /// The connection belongs to this shard's executor.
@@ -92,10 +95,9 @@ fn forward(executor: &Executor, shard: ShardId, connection: PeerId, frame: &Fram
     }
     let frame = bytes.into_boxed_slice();
     executor.counters.forwarded.set(executor.counters.forwarded.get() + 1);
-    executor.mesh().request(
-        executor.layout.executor_of(shard),
-        Request::Forward { shard, executor: executor.index as u16, connection, received_at, frame },
-    );
+    executor
+        .mesh()
+        .request(executor.layout.executor_of(shard), Request::Forward { shard, connection, received_at, frame });
 }
 
 /// What waiting came to.
@@ -134,6 +136,16 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
                 return Waited::Again;
             }
             executor.refuse(asker, correlation, otherwise);
+            Waited::Handled
+        }
+        Wait::TopicNamed => {
+            let Ok(Asked::DescribeTopic(asked)) = Asked::decode(frame) else {
+                unreachable!("only a description is asked for by name alone")
+            };
+            if catalogue::ask_home_by_name(executor, asked.name).await {
+                return Waited::Again;
+            }
+            executor.refuse(asker, correlation, ErrorCode::UnknownTopic);
             Waited::Handled
         }
         Wait::Credit(shard) => {

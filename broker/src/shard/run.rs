@@ -149,6 +149,7 @@ async fn serve(task: Task) {
         frame_max: task.settings.frame_max,
     };
     let executor = Executor::new(task.index, task.layout, facts, background);
+    executor.misses_news.set(task.settings.test_faults.contains(&TestFault::MissNews));
     let (mesh, incoming) = task.ends.connect().await;
     executor.install_mesh(mesh);
     let stopping = Rc::new(Event::default());
@@ -265,6 +266,7 @@ fn faults(wanted: &[TestFault]) -> Faults {
             TestFault::HoldFlushes => faults.hold_flushes(true),
             TestFault::HoldWrite(n) => faults.hold_write(Some(n)),
             TestFault::FailWrite(n) => faults.fail_write(Some(n)),
+            TestFault::MissNews => {}
             TestFault::KillAfterStep(n) => faults.after_step(move |step: RecoveryStep| {
                 if step as u8 == n {
                     kill_this_process();

@@ -20,6 +20,7 @@ use crate::shard::connection::outbox::LogBytes;
 use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
+use crate::shard::mesh_messages::TopicAsked;
 use crate::shard::open_log::OpenLog;
 use crate::shard::peers::{Peer, PeerId};
 use crate::shard::router::Asker;
@@ -363,6 +364,14 @@ impl Shard {
 
     pub fn topic(&self, id: TopicId) -> TopicState {
         self.core.borrow().engine.topic(id)
+    }
+
+    /// What this shard knows of a topic; none where it has no topic of that name.
+    pub fn topic_asked(&self, asked: &TopicAsked) -> Option<TopicState> {
+        match asked {
+            TopicAsked::Id(id) => Some(self.topic(*id)),
+            TopicAsked::Name(name) => self.core.borrow().engine.topic_named(name).cloned().map(TopicState::Live),
+        }
     }
 
     // Room.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 /// An answer from another executor.
 pub enum Reply {
-    Topic(TopicState),
+    Topic(Option<TopicState>),
     Reports(Vec<ShardReport>),
 }
 

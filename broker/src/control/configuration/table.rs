@@ -283,7 +283,7 @@ pub const TABLE: &[Row] = &[
     Row {
         key: "test_fault",
         value: Some("NAME[=N]"),
-        help: "A defect for tests: hold-flushes, hold-write=N, fail-write=N or kill-after-step=N.",
+        help: "A defect for tests: hold-flushes, hold-write=N, fail-write=N, kill-after-step=N or miss-news.",
         reason: "None.",
         repeats: true,
         hidden: true,
@@ -295,7 +295,12 @@ pub const TABLE: &[Row] = &[
                 ("hold-write", Some(n)) => TestFault::HoldWrite(n),
                 ("fail-write", Some(n)) => TestFault::FailWrite(n),
                 ("kill-after-step", Some(n @ 1..=255)) => TestFault::KillAfterStep(n as u8),
-                _ => return Err("is hold-flushes, hold-write=N, fail-write=N or kill-after-step=N".to_owned()),
+                ("miss-news", None) => TestFault::MissNews,
+                _ => {
+                    return Err(
+                        "is hold-flushes, hold-write=N, fail-write=N, kill-after-step=N or miss-news".to_owned()
+                    );
+                }
             });
             Ok(())
         },

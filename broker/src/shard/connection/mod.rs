@@ -197,8 +197,7 @@ impl Connection {
     pub fn return_window(&self, executor: &Executor) {
         for (to, waiting) in self.proxied.borrow_mut().iter_mut().filter(|(_, waiting)| *waiting > 0) {
             let bytes = std::mem::take(waiting);
-            let window = Request::Window { executor: executor.index as u16, connection: self.id, bytes };
-            executor.mesh().request(*to, window);
+            executor.mesh().request(*to, Request::Window { connection: self.id, bytes });
         }
     }
 

@@ -2,10 +2,14 @@
 
 use super::directories;
 use super::serving::{Said, batch, head, serve, settings};
+use crate::control::settings::TestFault;
 use crate::limits::SUBSCRIPTIONS_PER_CONNECTION;
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{DurableLevel, Mode, QueueId};
-use peregrine_protocol::message::{AlterTopic, DeleteTopic, Produce, Request, Start, Subscribe};
+use peregrine_protocol::ids::{DurableLevel, QueueId, ShardId, TopicId};
+use peregrine_protocol::message::{
+    AlterTopic, DeleteTopic, DescribeTopic, Metadata, Mode, Produce, Request, Start, Subscribe,
+};
+use peregrine_protocol::placement::shard_of_queue;
 
 #[test]
 fn an_unknown_topic_is_asked_for_and_then_refused() {
@@ -14,7 +18,7 @@ fn an_unknown_topic_is_asked_for_and_then_refused() {
     for shard in 0..2 {
         let mut client = serving.client(Some(shard));
         let payload = batch(b"x");
-        let head = head(peregrine_protocol::ids::TopicId(99), 0, DurableLevel::Memory, &payload);
+        let head = head(TopicId(99), 0, DurableLevel::Memory, &payload);
         match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
             Said::Error { code } => assert_eq!(code, ErrorCode::UnknownTopic.number()),
             other => panic!("{other:?}"),
@@ -118,6 +122,48 @@ fn a_deleted_topic_ends_its_readers_on_a_shard_that_is_idle() {
             ended.sort_unstable();
             expected.sort_unstable();
             assert_eq!(ended, expected);
+        }
+    }
+    assert!(serving.stop().is_ok());
+}
+
+/// A description by name was refused without asking shard 0.
+#[test]
+fn a_shard_that_missed_the_news_of_a_topic_asks_for_it_by_id_and_by_name() {
+    let (data, rings) = directories();
+    let mut settings = settings(data.path(), rings.path(), 2);
+    settings.test_faults.push(TestFault::MissNews);
+    let serving = serve(&settings);
+    let mut home = serving.client(Some(0));
+    let mut other = serving.client(Some(1));
+    for (round, name) in ["described", "resolved", "written"].into_iter().enumerate() {
+        let topic = home.create(name, 4);
+        let mine = (0..4).filter(|&queue| shard_of_queue(name, QueueId(queue), 2) == ShardId(1)).collect::<Vec<u32>>();
+        match round {
+            0 => match other.ask(&Request::DescribeTopic(DescribeTopic { name, first_queue: QueueId(0), limit: 10 })) {
+                Said::Described { queues } => assert_eq!(queues, mine),
+                said => panic!("{said:?}"),
+            },
+            1 => {
+                let names = [name, "never made"];
+                let asked = Metadata { names: names[..].into(), after: "", limit: 10 };
+                match other.ask(&Request::Metadata(asked)) {
+                    Said::Resolved(found) => assert_eq!(found, [topic]),
+                    said => panic!("{said:?}"),
+                }
+            }
+            _ => {
+                let payload = batch(b"x");
+                let produce = Produce { head: head(topic, mine[0], DurableLevel::Memory, &payload), payload: &payload };
+                assert!(matches!(other.ask(&Request::Produce(produce)), Said::Stored(_)));
+            }
+        }
+    }
+    for client in [&mut home, &mut other] {
+        let unknown = DescribeTopic { name: "never made", first_queue: QueueId(0), limit: 10 };
+        match client.ask(&Request::DescribeTopic(unknown)) {
+            Said::Error { code } => assert_eq!(code, ErrorCode::UnknownTopic.number()),
+            said => panic!("{said:?}"),
         }
     }
     assert!(serving.stop().is_ok());

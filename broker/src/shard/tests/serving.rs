@@ -132,6 +132,12 @@ pub enum Said {
         of: u64,
     },
     Json(String),
+    /// The queues that a shard has of a topic.
+    Described {
+        queues: Vec<u32>,
+    },
+    /// What names were resolved to.
+    Resolved(Vec<TopicId>),
     Other,
 }
 
@@ -197,6 +203,10 @@ impl Client {
                 Said::Ended { code, of }
             }
             Answer::Error(error) => Said::Error { code: error.code },
+            Answer::DescribeTopic(answer) => {
+                Said::Described { queues: answer.queues.iter().map(|row| row.queue.0).collect() }
+            }
+            Answer::Metadata(answer) => Said::Resolved(answer.topics.iter().map(|row| row.id).collect()),
             Answer::Stats(answer) => Said::Json(String::from_utf8_lossy(answer.json).into_owned()),
             _ => Said::Other,
         };
