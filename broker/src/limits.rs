@@ -83,6 +83,9 @@ pub const SUBSCRIPTIONS_PER_CONNECTION: usize = 4096;
 
 /// Requests that one executor may have outstanding at one other shard.
 pub const MESH_CREDIT_PER_SHARD: usize = 512;
+/// Batches that one executor may have got back from one other shard that had no room for them. While they wait no other batch is
+/// sent there, so that they and those still under way are as many as had credit when the first came back.
+pub const MESH_RETURNED_PER_SHARD: usize = MESH_CREDIT_PER_SHARD;
 /// Slots of a channel between two executors, at the least: below 1,024 its throughput falls by a factor of five.
 pub const MESH_CHANNEL: usize = 1024;
 /// Bytes of deliveries under way between two shards for one connection that subscribed at a wrong shard.

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
@@ -72,6 +73,8 @@ pub struct Flush {
 pub enum TestFault {
     /// No flush is issued: what is acknowledged at `memory` stands in the ring alone.
     HoldFlushes,
+    /// The same while the switch is on. For tests in this process.
+    HoldFlushesWhile(Switch),
     /// The n-th write of the run (from 1) is not issued and counts as in flight.
     HoldWrite(u64),
     /// The n-th write of the run (from 1) fails.
@@ -81,6 +84,18 @@ pub enum TestFault {
     /// Executors do not hear what shard 0 tells of the catalogue.
     MissNews,
 }
+
+/// A switch in the hands of a test.
+#[derive(Clone, Copy, Debug)]
+pub struct Switch(pub &'static AtomicBool);
+
+impl PartialEq for Switch {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+}
+
+impl Eq for Switch {}
 
 /// All that the configuration decides.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A defect planted in the log: each breaks one invariant of DESIGN.md and must be caught by the simulator's oracle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,6 +101,7 @@ type AfterStep = Box<dyn FnMut(RecoveryStep)>;
 #[derive(Default)]
 struct Switches {
     hold_flushes: Cell<bool>,
+    hold_flushes_while: Cell<Option<&'static AtomicBool>>,
     hold_write: Cell<Option<u64>>,
     fail_write: Cell<Option<u64>>,
     planted: Cell<Option<Planted>>,
@@ -114,6 +116,11 @@ impl Faults {
     /// While true, no flush is issued: everything stays in the ring until that is full.
     pub fn hold_flushes(&self, hold: bool) {
         self.0.hold_flushes.set(hold);
+    }
+
+    /// The same for as long as `held` is true; another thread may change it.
+    pub fn hold_flushes_while(&self, held: &'static AtomicBool) {
+        self.0.hold_flushes_while.set(Some(held));
     }
 
     /// The n-th write of a run (from 1) is not handed out until this is called with `None`. It counts as in flight.
@@ -136,7 +143,7 @@ impl Faults {
     }
 
     pub(super) fn flushes_held(&self) -> bool {
-        self.0.hold_flushes.get()
+        self.0.hold_flushes.get() || self.0.hold_flushes_while.get().is_some_and(|held| held.load(Ordering::Relaxed))
     }
 
     pub(super) fn is_held(&self, write: u64) -> bool {

@@ -9,7 +9,9 @@ use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::connection::reader::Reader;
 use crate::shard::connection::receive::ReceiveBudget;
 use crate::shard::connection::{Connection, Mark, socket, writer};
-use crate::shard::mesh::{Credit, Mesh};
+use crate::shard::credit::Credit;
+use crate::shard::gate::Gate;
+use crate::shard::mesh::Mesh;
 use crate::shard::mesh_messages::{HandOver, Request, Return};
 use crate::shard::peers::{Peer, PeerId, Peers};
 use crate::shard::router::Asker;
@@ -61,6 +63,8 @@ pub struct Counters {
     pub accepted: Cell<u64>,
     pub handed_over: Cell<u64>,
     pub forwarded: Cell<u64>,
+    /// Batches for shards of other executors that had no room in time.
+    pub busy_elsewhere: Cell<u64>,
     pub closed_slow: Cell<u64>,
     pub refused_connections: Cell<u64>,
 }
@@ -91,6 +95,8 @@ pub struct Executor {
     mesh: OnceCell<Mesh<Request, Return>>,
     /// For requests to each shard of another executor.
     credits: Vec<Credit>,
+    /// For batches to each of them.
+    gates: Vec<Gate>,
     /// Proxies of other executors' connections.
     pub proxies: RefCell<HashMap<(u16, PeerId), PeerId>>,
     /// Frames from other executors that are not handled yet.
@@ -117,6 +123,7 @@ impl Executor {
             shards: RefCell::new((0..layout.shards).map(|_| None).collect()),
             mesh: OnceCell::new(),
             credits: (0..layout.shards).map(|_| Credit::default()).collect(),
+            gates: (0..layout.shards).map(|_| Gate::default()).collect(),
             proxies: RefCell::default(),
             forwarded_here: Cell::new(0),
             cold_bytes: Cell::new(0),
@@ -153,6 +160,25 @@ impl Executor {
 
     pub fn credit(&self, shard: ShardId) -> &Credit {
         &self.credits[usize::from(shard.0)]
+    }
+
+    pub fn gate(&self, shard: ShardId) -> &Gate {
+        &self.gates[usize::from(shard.0)]
+    }
+
+    /// Requests to other executors that are not answered yet.
+    pub fn credit_used(&self) -> usize {
+        self.credits.iter().map(Credit::used).sum()
+    }
+
+    /// Batches that came back from shards without room, and wait here.
+    pub fn returned(&self) -> usize {
+        self.gates.iter().map(Gate::waiting).sum()
+    }
+
+    /// A batch for a shard of another executor was answered `Busy`.
+    pub fn count_busy_elsewhere(&self) {
+        self.counters.busy_elsewhere.set(self.counters.busy_elsewhere.get() + 1);
     }
 
     /// The shard whose copy of the catalogue serves the asker.
@@ -235,6 +261,7 @@ impl Executor {
         for shard in self.local_shards() {
             shard.detach(connection.id);
         }
+        self.gates.iter().for_each(|gate| gate.forget(connection.id));
         for executor in connection.proxied_on() {
             self.mesh().request(executor, Request::Gone { connection: connection.id });
         }

@@ -1,55 +1,38 @@
-//! What comes over the mesh: one task per channel takes messages; what may have to wait is done by one task per shard.
-//!
-//! Forwarded frames of one shard are handled in the order in which they came. One that waits (for room, for news of a topic)
-//! holds back those behind it and nobody else; they are as many as their senders had credit for.
+//! What comes over the mesh: one task per channel takes messages, one per shard handles requests for it ([`super::inbox`]).
 
 use crate::engine::HOME;
 use crate::limits::MESH_PER_TURN;
 use crate::shard::catalogue;
-use crate::shard::event::Event;
 use crate::shard::executor::Executor;
+use crate::shard::gate::{self, Batch};
+use crate::shard::inbox::{self, Departed, Forwarded, Inbox, Item};
 use crate::shard::mesh::Incoming;
 use crate::shard::mesh_messages::{Request, Return};
-use crate::shard::peers::PeerId;
 use crate::shard::proxy;
 use crate::shard::reports;
-use crate::shard::requests;
-use crate::shard::router::{self, Asker, Waited};
 use crate::shard::runtime::turn;
 use crate::shard::tickets::Reply;
-use peregrine_protocol::frame::{self, Received};
-use peregrine_protocol::ids::{Nanos, ShardId};
-use std::cell::RefCell;
-use std::collections::VecDeque;
+use peregrine_protocol::ids::ShardId;
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-/// A frame from another executor.
-struct Forwarded {
-    executor: u16,
-    connection: PeerId,
-    received_at: Nanos,
-    frame: Box<[u8]>,
-}
-
-/// Frames for one shard that came over the mesh.
-#[derive(Default)]
-struct Queue {
-    frames: RefCell<VecDeque<Forwarded>>,
-    news: Event,
-}
+/// Of the shards that live here.
+type Inboxes = BTreeMap<ShardId, Rc<Inbox>>;
 
 /// Starts everything that listens to the mesh.
 pub fn start(executor: &Rc<Executor>, incoming: Incoming<Request, Return>) {
-    let queues: Rc<Vec<Queue>> = Rc::new((0..executor.layout.shards).map(|_| Queue::default()).collect());
-    for shard in executor.layout.shards_of(executor.index) {
-        glommio::spawn_local(handle_forwarded(executor.clone(), shard, queues.clone())).detach();
+    let inboxes: Inboxes = executor.layout.shards_of(executor.index).map(|shard| (shard, Rc::default())).collect();
+    for (&shard, inbox) in &inboxes {
+        glommio::spawn_local(inbox::run(executor.clone(), shard, inbox.clone())).detach();
     }
+    let inboxes = Rc::new(inboxes);
     for (peer, receiver) in incoming.requests {
-        let (executor, queues) = (executor.clone(), queues.clone());
+        let (executor, inboxes) = (executor.clone(), inboxes.clone());
         glommio::spawn_local(async move {
             let mut taken = 0;
             while let Some(request) = receiver.recv().await {
-                take_request(&executor, &queues, peer, request);
+                take_request(&executor, &inboxes, peer, request);
                 taken += 1;
                 if taken == MESH_PER_TURN {
                     taken = 0;
@@ -76,17 +59,21 @@ pub fn start(executor: &Rc<Executor>, incoming: Incoming<Request, Return>) {
     }
 }
 
-fn take_request(executor: &Rc<Executor>, queues: &[Queue], peer: usize, request: Request) {
+fn take_request(executor: &Rc<Executor>, inboxes: &Inboxes, peer: usize, request: Request) {
     let from = peer as u16;
     match request {
         Request::Forward { shard, connection, received_at, frame } => {
-            let queue = &queues[usize::from(shard.0)];
             executor.forwarded_here.set(executor.forwarded_here.get() + 1);
-            queue.frames.borrow_mut().push_back(Forwarded { executor: from, connection, received_at, frame });
-            queue.news.raise();
+            inboxes[&shard].put(Item::Frame(Forwarded { executor: from, connection, received_at, frame }));
         }
+        Request::AskRoom { shard } => inboxes[&shard].put(Item::AskRoom { executor: from }),
         Request::HandOver(handed) => executor.take_over(*handed),
-        Request::Gone { connection } => proxy::end(executor, from, connection),
+        Request::Gone { connection } => {
+            let departed = Rc::new(Departed { executor: from, connection, left: Cell::new(inboxes.len()) });
+            for inbox in inboxes.values() {
+                inbox.put(Item::Gone(departed.clone()));
+            }
+        }
         Request::Window { connection, bytes } => {
             proxy::open_window(executor, from, connection, bytes);
         }
@@ -121,6 +108,11 @@ fn take_return(executor: &Rc<Executor>, peer: usize, message: Return) {
                 connection.answered();
             }
         }
+        Return::Full { connection, shard, received_at, frame } => {
+            executor.credit(shard).give_back();
+            gate::take_back(executor, shard, Batch { connection, received_at, frame });
+        }
+        Return::Room { shard } => gate::room_came(executor, shard),
         Return::Push { connection, frame, counts } => {
             if let Some(connection) = executor.peers.connection(connection) {
                 if counts {
@@ -136,44 +128,5 @@ fn take_return(executor: &Rc<Executor>, peer: usize, message: Return) {
         }
         Return::TopicIs { ticket, state } => executor.tickets.answer(ticket, Reply::Topic(state)),
         Return::Reports { ticket, reports } => executor.tickets.answer(ticket, Reply::Reports(reports)),
-    }
-}
-
-async fn handle_forwarded(executor: Rc<Executor>, shard: ShardId, queues: Rc<Vec<Queue>>) {
-    let queue = &queues[usize::from(shard.0)];
-    let mut handled = 0;
-    loop {
-        let next = queue.frames.borrow_mut().pop_front();
-        let Some(forwarded) = next else {
-            queue.news.wait().await;
-            continue;
-        };
-        handle_one(&executor, shard, &forwarded).await;
-        executor.forwarded_here.set(executor.forwarded_here.get() - 1);
-        handled += 1;
-        if handled == MESH_PER_TURN {
-            handled = 0;
-            turn().await;
-        }
-    }
-}
-
-async fn handle_one(executor: &Rc<Executor>, shard: ShardId, forwarded: &Forwarded) {
-    let asker = Asker::There { executor: forwarded.executor, connection: forwarded.connection, shard };
-    let Ok(Received::Frame(frame)) = frame::decode(&forwarded.frame, executor.facts.frame_max) else {
-        unreachable!("the frame was whole when it was sent on")
-    };
-    let mut routed = router::route(executor, asker, &frame, forwarded.received_at);
-    while let Err(wait) = routed {
-        routed = match router::wait(executor, asker, &frame, forwarded.received_at, wait).await {
-            Waited::Handled => Ok(()),
-            Waited::Again => router::route(executor, asker, &frame, forwarded.received_at),
-            Waited::Then(wait) => Err(wait),
-        };
-    }
-    if !requests::is_answered(frame.head.kind) {
-        // Its credit goes back without an answer.
-        let done = Return::Answer { connection: forwarded.connection, shard, frame: Box::default() };
-        executor.mesh().give_back(usize::from(forwarded.executor), done);
     }
 }

@@ -57,8 +57,10 @@ pub async fn produce(
                 shard.work.raise();
                 return Ok(());
             }
-            Err(Wait::Room(_)) => {
+            // One of another executor waits there.
+            Err(Wait::Room(_)) if matches!(asker, Asker::Here(_)) => {
                 if !shard.room(deadline).await {
+                    shard.counters.busy.set(shard.counters.busy.get() + 1);
                     executor.refuse_with(asker, correlation, &answers::busy());
                     return Ok(());
                 }

@@ -5,7 +5,7 @@
 //!   executor a ◄─ returns  ─── executor b          a full one never makes a connection wait
 //! ```
 //!
-//! Forwarded requests are bounded by [`Credit`] per destination shard, which comes back with the answer, and the channels are
+//! Forwarded requests are bounded by [`super::credit`] per destination shard, which comes back with the answer, and the channels are
 //! large enough for all credit: a full one is met only by what has no credit (a hand-off, the end of a connection, news of the
 //! catalogue). That waits in a backlog, which one task empties; its bound is the number of connections and of changes.
 
@@ -14,9 +14,7 @@ use crate::shard::event::Event;
 use glommio::channels::shared_channel::{self, ConnectedReceiver, ConnectedSender, SharedReceiver, SharedSender};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
 
 /// One executor's ends of all its channels, before they are connected. They may change threads; what is connected may not.
 #[derive(Debug)]
@@ -116,8 +114,8 @@ impl<Q: Send + 'static, R: Send + 'static> Mesh<Q, R> {
 
     /// Messages that found a channel full and wait.
     pub fn backlog(&self) -> usize {
-        let requests = self.requests.iter().flatten().map(|outgoing| outgoing.backlog.borrow().len());
-        let returns = self.returns.iter().flatten().map(|outgoing| outgoing.backlog.borrow().len());
+        let requests = self.requests.iter().flatten().map(|outgoing| outgoing.backlog());
+        let returns = self.returns.iter().flatten().map(|outgoing| outgoing.backlog());
         requests.sum::<usize>() + returns.sum::<usize>()
     }
 }
@@ -126,12 +124,19 @@ impl<Q: Send + 'static, R: Send + 'static> Mesh<Q, R> {
 struct Outgoing<T: Send + 'static> {
     sender: ConnectedSender<T>,
     backlog: RefCell<VecDeque<T>>,
+    /// The first of the backlog waits in the channel's own hands: nothing may go before it.
+    sending: Cell<bool>,
     news: Event,
 }
 
 impl<T: Send + 'static> Outgoing<T> {
     fn start(sender: ConnectedSender<T>) -> Rc<Self> {
-        let outgoing = Rc::new(Outgoing { sender, backlog: RefCell::default(), news: Event::default() });
+        let outgoing = Rc::new(Outgoing {
+            sender,
+            backlog: RefCell::default(),
+            sending: Cell::new(false),
+            news: Event::default(),
+        });
         let emptier = outgoing.clone();
         glommio::spawn_local(async move {
             loop {
@@ -139,9 +144,11 @@ impl<T: Send + 'static> Outgoing<T> {
                 loop {
                     let next = emptier.backlog.borrow_mut().pop_front();
                     let Some(message) = next else { break };
+                    emptier.sending.set(true);
                     if emptier.sender.send(message).await.is_err() {
                         return;
                     }
+                    emptier.sending.set(false);
                 }
             }
         })
@@ -149,8 +156,13 @@ impl<T: Send + 'static> Outgoing<T> {
         outgoing
     }
 
+    fn backlog(&self) -> usize {
+        self.backlog.borrow().len() + usize::from(self.sending.get())
+    }
+
+    /// Sends a message, behind all that were sent before: who receives relies on their order.
     fn send(&self, message: T) {
-        let rest = if self.backlog.borrow().is_empty() {
+        let rest = if self.backlog.borrow().is_empty() && !self.sending.get() {
             match self.sender.try_send(message) {
                 Err(glommio::GlommioError::WouldBlock(glommio::ResourceType::Channel(rest))) => rest,
                 // A peer that is gone has ended the process or is about to.
@@ -164,50 +176,62 @@ impl<T: Send + 'static> Outgoing<T> {
     }
 }
 
-/// How many more requests this executor may send to one shard of another; the rest of its connections' requests wait in their
-/// sockets.
-#[derive(Debug)]
-pub struct Credit {
-    left: Cell<usize>,
-    waiting: RefCell<VecDeque<Waker>>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
-impl Default for Credit {
-    fn default() -> Self {
-        Credit { left: Cell::new(MESH_CREDIT_PER_SHARD), waiting: RefCell::default() }
-    }
-}
-
-impl Credit {
-    pub fn take(&self) -> bool {
-        let left = self.left.get();
-        self.left.set(left.saturating_sub(1));
-        left > 0
-    }
-
-    pub fn give_back(&self) {
-        self.left.set(self.left.get() + 1);
-        assert!(self.left.get() <= MESH_CREDIT_PER_SHARD, "more credit came back than was taken");
-        if let Some(waker) = self.waiting.borrow_mut().pop_front() {
-            waker.wake();
+    fn spin_until(count: &AtomicU32, at_least: u32) {
+        while count.load(Ordering::Acquire) < at_least {
+            std::thread::yield_now();
         }
     }
 
-    /// Takes one, as soon as there is one.
-    pub async fn taken(&self) {
-        poll_fn(|context| {
-            if self.take() {
-                // Whoever was woken beside this one and finds more has its turn.
-                if self.left.get() > 0
-                    && let Some(waker) = self.waiting.borrow_mut().pop_front()
-                {
-                    waker.wake();
+    /// The first of the backlog was taken off it before it was in the channel: what was sent meanwhile went before it.
+    #[test]
+    fn nothing_overtakes_a_message_that_found_the_channel_full() {
+        const SLOTS: usize = 2;
+        let (sender, receiver) = shared_channel::new_bounded::<usize>(SLOTS);
+        let (full, taken) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let builder = || glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
+        let receiving = {
+            let (full, taken) = (full.clone(), taken.clone());
+            builder().spawn(move || async move {
+                let receiver = receiver.connect().await;
+                spin_until(&full, 1);
+                let mut got = vec![receiver.recv().await];
+                taken.fetch_add(1, Ordering::Release);
+                spin_until(&full, 2);
+                while let Some(message) = receiver.recv().await {
+                    got.push(Some(message));
+                    if got.len() == SLOTS + 2 {
+                        break;
+                    }
                 }
-                return Poll::Ready(());
+                got
+            })
+        };
+        let sending = builder().spawn(move || async move {
+            let outgoing = Outgoing::start(sender.connect().await);
+            for message in 0..=SLOTS {
+                outgoing.send(message);
             }
-            self.waiting.borrow_mut().push_back(context.waker().clone());
-            Poll::Pending
-        })
-        .await;
+            assert_eq!(outgoing.backlog(), 1);
+            // Its task takes the one that is over, and waits.
+            crate::shard::runtime::turn().await;
+            assert_eq!(outgoing.backlog(), 1);
+            full.fetch_add(1, Ordering::Release);
+            spin_until(&taken, 1);
+            // There is room, and nobody has seen it yet.
+            outgoing.send(SLOTS + 1);
+            full.fetch_add(1, Ordering::Release);
+            while outgoing.backlog() > 0 {
+                crate::shard::runtime::turn().await;
+            }
+        });
+        sending.expect("an executor").join().expect("no panic");
+        let got = receiving.expect("an executor").join().expect("no panic");
+        assert_eq!(got, (0..SLOTS + 2).map(Some).collect::<Vec<_>>());
     }
 }

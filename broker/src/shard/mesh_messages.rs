@@ -11,6 +11,8 @@ use std::os::fd::OwnedFd;
 pub enum Request {
     /// A frame for a shard there. The sender took credit for it.
     Forward { shard: ShardId, connection: PeerId, received_at: Nanos, frame: Box<[u8]> },
+    /// Batches came back from this shard and none is under way to it: it is to say when there is room, by `Room`.
+    AskRoom { shard: ShardId },
     /// A connection that named a shard there in its hello.
     HandOver(Box<HandOver>),
     /// A connection whose requests were forwarded is gone.
@@ -46,6 +48,17 @@ pub enum Return {
         connection: PeerId,
         shard: ShardId,
         frame: Box<[u8]>,
+    },
+    /// There is no room for this batch, or for one that came before it. Its credit comes back with it.
+    Full {
+        connection: PeerId,
+        shard: ShardId,
+        received_at: Nanos,
+        frame: Box<[u8]>,
+    },
+    /// There is room again.
+    Room {
+        shard: ShardId,
     },
     /// A push: a delivery (which counts against the window) or an error.
     Push {

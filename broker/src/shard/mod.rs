@@ -4,18 +4,23 @@
 //! - `listener`, `greeting`, `connection`, `peers`, `sweeper`: clients
 //! - `router`, `requests`, `produce`, `large`, `listings`, `catalogue`: what they ask for
 //! - `state`, `open_log`, `flusher`: a shard; `stages`, `reports`: its figures
-//! - `mesh`, `mesh_messages`, `forwarding`, `proxy`, `tickets`: between executors
+//! - `mesh`, `mesh_messages`, `credit`, `gate`, `forwarding`, `inbox`, `proxy`, `tickets`: between executors
+//! - `event`, `crowd`: what tasks wait for
 
 pub mod answers;
 pub mod catalogue;
 pub mod clock;
 pub mod connection;
+pub mod credit;
+pub mod crowd;
 pub mod echo;
 pub mod event;
 pub mod executor;
 pub mod flusher;
 pub mod forwarding;
+pub mod gate;
 pub mod greeting;
+pub mod inbox;
 pub mod large;
 pub mod listener;
 pub mod listings;

@@ -52,6 +52,9 @@ struct ExecutorFigures {
     closed_slow: u64,
     refused_connections: u64,
     mesh_backlog: usize,
+    mesh_credit_used: usize,
+    mesh_returned: usize,
+    busy_elsewhere: u64,
 }
 
 /// The figures of this executor's shards.
@@ -66,6 +69,9 @@ pub fn local(executor: &Executor) -> Vec<ShardReport> {
         closed_slow: counters.closed_slow.get(),
         refused_connections: counters.refused_connections.get(),
         mesh_backlog: executor.mesh().backlog(),
+        mesh_credit_used: executor.credit_used(),
+        mesh_returned: executor.returned(),
+        busy_elsewhere: counters.busy_elsewhere.get(),
     };
     executor.local_shards().iter().map(|shard| of(shard, executor, figures)).collect()
 }
@@ -196,6 +202,9 @@ fn figures(report: &ShardReport) -> Value {
             "closed_slow": executor.closed_slow,
             "refused_connections": executor.refused_connections,
             "mesh_backlog": executor.mesh_backlog,
+            "mesh_credit_used": executor.mesh_credit_used,
+            "mesh_returned": executor.mesh_returned,
+            "busy_elsewhere": executor.busy_elsewhere,
         },
     })
 }

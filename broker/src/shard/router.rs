@@ -28,7 +28,7 @@ pub enum Asker {
 /// What a frame waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Room in this shard's ring.
+    /// Room in this shard's ring; for a shard of another executor, until batches may be sent to it again.
     Room(ShardId),
     /// Nothing: it is another shard's.
     Elsewhere(ShardId),
@@ -78,6 +78,9 @@ fn route_to(
         executor.refuse_with(asker, frame.head.correlation, &answers::wrong_shard(shard));
         return Ok(());
     };
+    if is_batch(frame) && !executor.gate(shard).is_open() {
+        return Err(Wait::Room(shard));
+    }
     if !executor.credit(shard).take() {
         return Err(Wait::Credit(shard));
     }
@@ -115,11 +118,19 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
     let correlation = frame.head.correlation;
     match wait {
         Wait::Room(shard) => {
-            let Some(shard) = executor.shard(shard) else { return Waited::Again };
-            if shard.room(received_at + Nanos::from(ROOM_WITHIN).0).await {
+            let deadline = received_at + Nanos::from(ROOM_WITHIN).0;
+            let here = executor.shard(shard);
+            let came = match &here {
+                Some(shard) => shard.room(deadline).await,
+                None => executor.gate(shard).opened(deadline).await,
+            };
+            if came {
                 return Waited::Again;
             }
-            shard.counters.busy.set(shard.counters.busy.get() + 1);
+            match here {
+                Some(shard) => shard.counters.busy.set(shard.counters.busy.get() + 1),
+                None => executor.count_busy_elsewhere(),
+            }
             executor.refuse_with(asker, correlation, &answers::busy());
             Waited::Handled
         }
@@ -149,7 +160,12 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
             Waited::Handled
         }
         Wait::Credit(shard) => {
-            executor.credit(shard).taken().await;
+            let credit = executor.credit(shard);
+            credit.taken().await;
+            if is_batch(frame) && !executor.gate(shard).is_open() {
+                credit.give_back();
+                return Waited::Then(Wait::Room(shard));
+            }
             let Asker::Here(connection) = asker else { unreachable!("only connections forward") };
             forward(executor, shard, connection, frame, received_at);
             Waited::Handled
@@ -160,6 +176,11 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
         },
         Wait::HandOver(_) | Wait::End => unreachable!("the reader sees to these itself"),
     }
+}
+
+/// Whether it is a batch to be stored: what may have to wait for room.
+pub fn is_batch(frame: &Frame<'_>) -> bool {
+    frame.head.kind == Kind::Produce as u8
 }
 
 /// Whether a payload of so many bytes is handled in steps.

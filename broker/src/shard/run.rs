@@ -264,6 +264,7 @@ fn faults(wanted: &[TestFault]) -> Faults {
     for fault in wanted {
         match *fault {
             TestFault::HoldFlushes => faults.hold_flushes(true),
+            TestFault::HoldFlushesWhile(switch) => faults.hold_flushes_while(switch.0),
             TestFault::HoldWrite(n) => faults.hold_write(Some(n)),
             TestFault::FailWrite(n) => faults.fail_write(Some(n)),
             TestFault::MissNews => {}

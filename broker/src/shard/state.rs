@@ -12,31 +12,29 @@ use crate::engine::{Acknowledgements, BatchPlace, Delivery, Engine, ReaderOwner,
 use crate::limits::{ACKNOWLEDGEMENTS_PER_SHARD, COLD_READ};
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
-use crate::log::{Log, LogTask, ReadError};
+use crate::log::{AppendRefused, Log, LogTask, ReadError};
 use crate::shard::catalogue::{ChangeAsked, Home};
 use crate::shard::clock;
 use crate::shard::connection::Mark;
 use crate::shard::connection::outbox::LogBytes;
 use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
+use crate::shard::crowd::Crowd;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::TopicAsked;
 use crate::shard::open_log::OpenLog;
 use crate::shard::peers::{Peer, PeerId};
-use crate::shard::router::Asker;
+use crate::shard::router::{Asker, is_large};
 use crate::shard::stages::{Stage, Stages};
 use crate::shard::{answers, catalogue};
-use peregrine_protocol::entry::{Entry, EntryHeader, EntrySeal};
+use peregrine_protocol::entry::{Entry, EntryHeader, EntryKind, EntrySeal, entry_len};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, ShardId, SubscriptionId, TopicId};
 use peregrine_protocol::limits::ENTRY_HEADER_LEN;
 use peregrine_protocol::message::ProduceAnswer;
 use std::cell::{Cell, Ref, RefCell};
-use std::future::poll_fn;
 use std::ops::Deref;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
-use std::time::Duration;
 
 /// The log of production.
 pub type ShardLog = Log<UringDisk, TmpfsRings>;
@@ -92,9 +90,7 @@ pub struct Shard {
     /// The log was closed: its task ends.
     pub closed: Cell<bool>,
     poison_told: Cell<bool>,
-    /// Counts the times that room may have come.
-    room_seen: Cell<u64>,
-    room_waiters: RefCell<Vec<Waker>>,
+    room_waiters: Crowd,
 }
 
 /// Why a batch's bytes are not at hand.
@@ -136,8 +132,7 @@ impl Shard {
             in_flight: Cell::new(0),
             closed: Cell::new(false),
             poison_told: Cell::new(false),
-            room_seen: Cell::new(0),
-            room_waiters: RefCell::default(),
+            room_waiters: Crowd::default(),
         })
     }
 
@@ -378,32 +373,21 @@ impl Shard {
 
     /// Room may have come, or will not come any more: those who wait for it try again.
     pub fn room_came(&self) {
-        self.room_seen.set(self.room_seen.get() + 1);
-        let waiters = std::mem::take(&mut *self.room_waiters.borrow_mut());
-        waiters.into_iter().for_each(Waker::wake);
+        self.room_waiters.call();
     }
 
     /// True when room may have come before `deadline`.
     pub async fn room(&self, deadline: Nanos) -> bool {
-        let left = deadline.saturating_sub(clock::monotonic());
-        if left == 0 {
-            return false;
-        }
         // The refusal itself may have given the log something to do: a segment to pass over, a unit to seal.
         self.work.raise();
-        let seen = self.room_seen.get();
-        let came = poll_fn(|context| {
-            if self.room_seen.get() != seen {
-                return Poll::Ready(true);
-            }
-            self.room_waiters.borrow_mut().push(context.waker().clone());
-            Poll::Pending
-        });
-        let late = async {
-            glommio::timer::sleep(Duration::from_nanos(left)).await;
-            false
-        };
-        futures_lite::future::or(came, late).await
+        self.room_waiters.called(deadline).await
+    }
+
+    /// Whether a batch of so many bytes need not wait; true also where it would be refused.
+    pub fn has_room_for(&self, payload: usize) -> bool {
+        let core = self.core.borrow();
+        let admits = |log: &ShardLog| log.admit(EntryKind::Batch, entry_len(payload as u32), is_large(payload));
+        Self::has_place_to_wait(&core) && core.log.get().map(admits) != Some(Err(AppendRefused::NoRoom))
     }
 
     /// Whether one more acknowledgement may wait.

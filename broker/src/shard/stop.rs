@@ -19,6 +19,7 @@ pub async fn stop(executor: &Rc<Executor>, startup: &Startup) {
     executor.stop_reading();
     // Requests that were received are handled; one that waits does so for at most 100 ms.
     until(LINGER, || connections(executor).all(|connection| connection.read_ended.get())).await;
+    until(LINGER, || executor.returned() == 0).await;
     startup.all_quiet().await;
     // What other executors sent on before they were quiet arrives within a turn or two, and is handled before the logs close.
     glommio::timer::sleep(LOOK_EVERY).await;

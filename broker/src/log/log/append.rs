@@ -22,10 +22,9 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         Ok(appended)
     }
 
-    /// Whether [`Self::append`] of an entry of this length would find room now. `decide` is followed by a reservation that
-    /// must not fail; so this is asked first.
-    pub fn admit(&self, draft: &EntryDraft, large: bool) -> Result<(), AppendRefused> {
-        self.find_place(draft, large).map(|_| ())
+    /// Whether [`Self::append`], or [`Self::begin_large`], of an entry of so many bytes would find room now.
+    pub fn admit(&self, kind: EntryKind, len: u64, large: bool) -> Result<(), AppendRefused> {
+        self.find_place(kind, len, large).map(drop)
     }
 
     /// Reserves the place of a large entry, on a block boundary; [`Self::copy_step`] then fills it.
@@ -58,14 +57,13 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         true
     }
 
-    fn find_place(&self, draft: &EntryDraft, large: bool) -> Result<Placement, AppendRefused> {
+    fn find_place(&self, kind: EntryKind, len: u64, large: bool) -> Result<Placement, AppendRefused> {
         if self.flusher.is_poisoned() {
             return Err(AppendRefused::Poisoned);
         }
         if self.close != CloseState::Open {
             return Err(AppendRefused::Closing);
         }
-        let len = draft.len();
         if len > self.options.largest_entry {
             return Err(AppendRefused::TooLarge);
         }
@@ -82,7 +80,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             self.passes_over.set(next_is_unfit);
             return Err(if next_is_unfit { AppendRefused::NoRoom } else { self.ahead.refusal() });
         };
-        if draft.kind == EntryKind::Batch {
+        if kind == EntryKind::Batch {
             self.ahead.admit_batch(placement.rolls)?;
         }
         // With the pad that will fill its last block.
@@ -99,7 +97,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         large: bool,
         now: Nanos,
     ) -> Result<(Appended, EntryHeader), AppendRefused> {
-        let placement = match self.find_place(draft, large) {
+        let placement = match self.find_place(draft.kind, draft.len(), large) {
             Ok(placement) => placement,
             Err(refused) => {
                 self.counters.refused_no_room += u64::from(refused == AppendRefused::NoRoom);

@@ -145,7 +145,7 @@ fn a_shard_that_missed_the_news_of_a_topic_asks_for_it_by_id_and_by_name() {
                 said => panic!("{said:?}"),
             },
             1 => {
-                let names = [name, "never made"];
+                let names = [name, "never-made"];
                 let asked = Metadata { names: names[..].into(), after: "", limit: 10 };
                 match other.ask(&Request::Metadata(asked)) {
                     Said::Resolved(found) => assert_eq!(found, [topic]),
@@ -160,7 +160,7 @@ fn a_shard_that_missed_the_news_of_a_topic_asks_for_it_by_id_and_by_name() {
         }
     }
     for client in [&mut home, &mut other] {
-        let unknown = DescribeTopic { name: "never made", first_queue: QueueId(0), limit: 10 };
+        let unknown = DescribeTopic { name: "never-made", first_queue: QueueId(0), limit: 10 };
         match client.ask(&Request::DescribeTopic(unknown)) {
             Said::Error { code } => assert_eq!(code, ErrorCode::UnknownTopic.number()),
             said => panic!("{said:?}"),

@@ -4,6 +4,7 @@ mod catalogue;
 mod damage;
 mod mesh;
 mod reading;
+mod room;
 mod serving;
 mod storing;
 
