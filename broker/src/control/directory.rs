@@ -45,12 +45,17 @@ pub struct DataDirectory {
 impl DataDirectory {
     /// Makes the directory where it is missing, and locks it.
     pub fn lock(path: &Path) -> Result<Self, DirectoryError> {
+        Self::lock_with(path, sync_directory)
+    }
+
+    /// The same, with what makes the names in a directory durable.
+    fn lock_with(path: &Path, mut sync: impl FnMut(&Path) -> io::Result<()>) -> Result<Self, DirectoryError> {
         let io = |doing| move |source| DirectoryError::Io { path: path.to_owned(), doing, source };
         if !path.is_dir() {
             DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("make"))?;
         }
         for parent in parents_to_sync(path).map_err(io("find"))? {
-            match sync_directory(&parent) {
+            match sync(&parent) {
                 // A directory that we may not even open is none that we made.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 synced => synced.map_err(io("sync the parents of"))?,
@@ -264,6 +269,39 @@ mod tests {
         let directory = locked(&folder);
         directory.identity(None, 1).unwrap();
         assert!(parents_to_sync(&made).unwrap().is_empty(), "an identity comes after the sync");
+    }
+
+    #[test]
+    fn every_start_syncs_the_parents_until_there_is_an_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = folder.path().canonicalize().unwrap().join("deep/data");
+        let start = || {
+            let mut synced = Vec::new();
+            let sync = |parent: &Path| {
+                assert!(made.is_dir() && parent.is_dir(), "what is synced has its names already");
+                synced.push(parent.to_owned());
+                Ok(())
+            };
+            let directory = DataDirectory::lock_with(&made, sync).unwrap();
+            (directory, synced)
+        };
+        let all: Vec<_> = made.ancestors().skip(1).map(Path::to_owned).collect();
+        for _ in 0..3 {
+            assert_eq!(start().1, all, "killed before its identity, a start leaves all of it to the next");
+        }
+        start().0.identity(None, 1).unwrap();
+        assert_eq!(start().1, Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_parent_that_cannot_be_synced_ends_the_start_unless_it_is_somebody_else_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        let failing = |kind: io::ErrorKind| DataDirectory::lock_with(&path, |_| Err(kind.into())).map(drop);
+        let refused = failing(io::ErrorKind::Other).unwrap_err().to_string();
+        assert!(refused.contains("sync the parents of"), "{refused}");
+        failing(io::ErrorKind::PermissionDenied).unwrap();
+        assert!(sync_directory(&path).is_ok() && sync_directory(&path.join("missing")).is_err());
     }
 
     #[test]

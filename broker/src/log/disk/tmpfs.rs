@@ -147,6 +147,10 @@ fn lock_in_memory(map: &MmapMut) {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::CString;
+    use std::mem::MaybeUninit;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn path(directory: &tempfile::TempDir) -> String {
@@ -183,6 +187,33 @@ mod tests {
             ring.resize(8192).unwrap();
             assert_eq!((&ring.bytes()[..4096], &ring.bytes()[4096..]), (&[7; 4096][..], &[0; 4096][..]));
         }
+    }
+
+    /// Bytes of the file system that holds a directory; `None` where it knows no bound.
+    fn file_system_bytes(directory: &Path) -> Option<usize> {
+        let path = CString::new(directory.as_os_str().as_bytes()).unwrap();
+        let mut about = MaybeUninit::<libc::statvfs>::uninit();
+        // SAFETY: both pointers are to memory of ours that lives across the call.
+        assert_eq!(unsafe { libc::statvfs(path.as_ptr(), about.as_mut_ptr()) }, 0);
+        // SAFETY: a call that succeeded has filled it.
+        let about = unsafe { about.assume_init() };
+        Some((about.f_blocks * about.f_frsize) as usize).filter(|&bytes| bytes > 0)
+    }
+
+    /// A file that was made longer before its space was reserved was taken for whole by the next start, which the first store
+    /// into a page that a full tmpfs cannot give then ended (SIGBUS).
+    #[test]
+    fn a_ring_that_cannot_grow_keeps_its_length() {
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let Some(all) = file_system_bytes(directory.path()) else {
+            return eprintln!("skipped: a file system without a bound");
+        };
+        let path = path(&directory);
+        let mut ring = TmpfsRings.create(&path, 8192).unwrap();
+        assert!(ring.resize((all + 4096).next_multiple_of(4096)).is_err());
+        drop(ring);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 8192);
+        assert_eq!(TmpfsRings.open(&path).unwrap().unwrap().bytes().len(), 8192);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use peregrine_protocol::ids::Epoch;
 
 use super::bench::{Bench, Process, RING};
 use crate::log::StartError;
-use crate::log::disk::simulated::Crash;
+use crate::log::disk::simulated::{Conditions, Crash};
 use crate::log::disk::{RingHost, RingMemory};
 use crate::log::fault::RecoveryStep;
 use crate::log::log::CloseState;
@@ -230,6 +230,34 @@ fn marks_are_written_when_quiet_and_one_file_stays() {
     let process = bench.start();
     assert!(!bench.names().iter().any(|name| name.starts_with("mark-")), "{:?}", bench.names());
     drop(process);
+}
+
+/// The mark stood under its name already, so that each later attempt failed, and the run had no mark any more.
+#[test]
+fn a_mark_is_written_again_where_only_the_sync_of_its_name_failed() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.wait_until(|log| log.next_deadline().is_none());
+    process.append_all(0..5, Synced, 100);
+    process.wait_durable();
+    while !bench.machine.file_names(0).contains(&"mark-0000000001".to_owned()) {
+        process.turn();
+        let until = process.log.next_deadline().map_or(u64::MAX, |deadline| deadline.0);
+        bench.machine.advance(until);
+    }
+    // The rename is done; the sync of the directory is what comes next.
+    bench.machine.set_conditions(Conditions { fail_sync_one_in: 1, ..Conditions::default() });
+    process.turn();
+    bench.machine.set_conditions(Conditions::default());
+    process
+        .wait_until(|log| log.next_deadline().is_some_and(|deadline| deadline.0 > bench.machine.now() + 500_000_000));
+    assert_eq!(process.log.counters().marks, 0, "it failed");
+    process.wait_until(|log| log.counters().marks == 1);
+    let durable = process.log.durable();
+    bench.crash(process, Crash::Power);
+    let process = bench.start();
+    process.assert_recovered(0..5, RingFate::OtherBoot, 0);
+    assert_eq!(process.report.cut, durable);
 }
 
 #[test]
