@@ -90,6 +90,7 @@ mod tests {
             size: (data + 1) * block,
             previous_end: LogPosition(previous_end * block),
             durable: LogPosition(base * block),
+            loss: None,
             ring: None,
         }
     }

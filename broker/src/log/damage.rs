@@ -1,8 +1,9 @@
 //! What recovery refuses to pass over in silence: bytes that were promised and are not there, or not whole.
 //!
 //! Damage is never taken for the log's end. A start that meets it names positions, queues and offsets and ends, unless
-//! `--accept-loss` was given: then the fresh segment opens with an entry of kind `Loss` that lists the extents given up, so
-//! that the next start does not ask again, and the good entries behind them are kept.
+//! `--accept-loss` was given: then the fresh segment opens with an entry of kind `Loss` that lists the extents given up, and
+//! its identity says where that entry stands. Later starts read it before anything else: they do not ask again, and they pass
+//! over what it names even where that can be read again, since what came behind was built without it.
 
 use std::fmt;
 
@@ -17,6 +18,10 @@ pub struct Extent {
 
 impl Extent {
     const LEN: usize = 16;
+
+    pub fn contains(&self, position: LogPosition) -> bool {
+        (self.from..self.to).contains(&position)
+    }
 
     /// Whether all of it lies in `others`, which are in order of position and may overlap or touch.
     fn is_covered(&self, others: &[Self]) -> bool {
@@ -53,7 +58,7 @@ pub struct DamagedExtent {
 pub struct Damage {
     pub shard: ShardId,
     pub extents: Vec<DamagedExtent>,
-    /// Files with a segment's name that are none, and why.
+    /// Segments and marks, by their files, that are none or cannot be read, and why.
     pub files: Vec<(String, String)>,
     /// Offsets that the extents took with them. A queue whose last messages are lost, with none behind them, is not here.
     pub queues: Vec<LostOffsets>,
@@ -63,7 +68,7 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "shard {}: the log is damaged", self.shard)?;
         for (name, reason) in &self.files {
-            write!(f, "; segment {name}: {reason}")?;
+            write!(f, "; {name}: {reason}")?;
         }
         for DamagedExtent { extent, reason } in &self.extents {
             write!(f, "; positions {extent}: {reason}")?;
@@ -96,6 +101,8 @@ pub fn decode_loss(payload: &[u8]) -> Option<Vec<Extent>> {
 #[derive(Debug, Default)]
 pub(super) struct DamageTally {
     found: Vec<DamagedExtent>,
+    /// Blocks behind the log's last good entry that cannot be read, so that nobody knows whether it is the last.
+    unknown: Vec<DamagedExtent>,
     accepted: Vec<Extent>,
 }
 
@@ -104,16 +111,39 @@ impl DamageTally {
         self.found.push(DamagedExtent { extent, reason });
     }
 
-    pub fn accepted(&mut self, extents: Vec<Extent>) {
+    /// Such blocks count where they are not within a stretch of damage anyhow. They come in order; neighbours become one.
+    pub fn unknown(&mut self, extent: Extent, reason: String) {
+        match self.unknown.last_mut() {
+            Some(last) if last.extent.to == extent.from => last.extent.to = extent.to,
+            _ => self.unknown.push(DamagedExtent { extent, reason }),
+        }
+    }
+
+    pub fn accepted(&mut self, extents: impl IntoIterator<Item = Extent>) {
         self.accepted.extend(extents);
+        self.accepted.sort_unstable();
+        self.accepted.dedup();
     }
 
     /// What was found and no earlier start accepted.
     pub fn open(&self) -> Vec<DamagedExtent> {
-        let mut accepted = self.accepted.clone();
-        accepted.sort_unstable();
-        let is_open = |found: &&DamagedExtent| !found.extent.is_covered(&accepted);
-        self.found.iter().filter(is_open).cloned().collect()
+        let is_open = |damaged: &&DamagedExtent, known: &[Extent]| !damaged.extent.is_covered(known);
+        let mut open: Vec<_> = self.found.iter().filter(|found| is_open(found, &self.accepted)).cloned().collect();
+        let mut known = self.accepted.clone();
+        known.extend(self.found.iter().map(|damaged| damaged.extent));
+        known.sort_unstable();
+        open.extend(self.unknown.iter().filter(|unknown| is_open(unknown, &known)).cloned());
+        open
+    }
+
+    /// What earlier starts gave up, in order of position.
+    pub fn given_up(&self) -> &[Extent] {
+        &self.accepted
+    }
+
+    /// Where an extent that was given up and that holds this position ends.
+    pub fn given_up_to(&self, position: LogPosition) -> Option<LogPosition> {
+        self.accepted.iter().filter(|extent| extent.contains(position)).map(|extent| extent.to).max()
     }
 }
 
@@ -139,7 +169,7 @@ mod tests {
         let mut tally = DamageTally::default();
         tally.found(extent(64, 128), "torn".to_owned());
         tally.found(extent(256, 512), "gone".to_owned());
-        tally.accepted(vec![extent(0, 4096)]);
+        tally.accepted([extent(0, 4096)]);
         assert_eq!(tally.open(), []);
         tally.found(extent(4096, 8192), "new".to_owned());
         assert_eq!(tally.open().len(), 1);
@@ -149,12 +179,28 @@ mod tests {
     #[test]
     fn what_was_accepted_in_parts_is_accepted_as_a_whole() {
         let mut tally = DamageTally::default();
-        tally.accepted(vec![extent(4096, 8192), extent(0, 4096), extent(16_384, 32_768)]);
+        tally.accepted([extent(4096, 8192), extent(0, 4096), extent(16_384, 32_768)]);
         tally.found(extent(64, 8192), "torn".to_owned());
         assert_eq!(tally.open(), []);
         tally.found(extent(4096, 16_384), "a gap".to_owned());
         tally.found(extent(64, 8256), "longer".to_owned());
         assert_eq!(tally.open().len(), 2);
+    }
+
+    #[test]
+    fn blocks_of_which_nothing_is_known_count_where_nothing_else_names_them() {
+        let mut tally = DamageTally::default();
+        tally.unknown(extent(4096, 8192), "unreadable".to_owned());
+        tally.unknown(extent(8192, 12_288), "unreadable".to_owned());
+        tally.unknown(extent(40_960, 45_056), "unreadable".to_owned());
+        let open: Vec<_> = tally.open().iter().map(|damaged| damaged.extent).collect();
+        assert_eq!(open, [extent(4096, 12_288), extent(40_960, 45_056)]);
+        tally.found(extent(4032, 12_288), "torn".to_owned());
+        tally.accepted([extent(40_960, 45_056)]);
+        let open: Vec<_> = tally.open().iter().map(|damaged| damaged.extent).collect();
+        assert_eq!(open, [extent(4032, 12_288)]);
+        assert_eq!(tally.given_up_to(LogPosition(40_960)), Some(LogPosition(45_056)));
+        assert_eq!((tally.given_up_to(LogPosition(45_056)), tally.given_up_to(LogPosition(4096))), (None, None));
     }
 
     #[test]

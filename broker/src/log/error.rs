@@ -29,9 +29,6 @@ pub enum StartError {
         "shard {shard}: the staging ring file {path} cannot be taken: {reason}; move it away or configure another directory"
     )]
     RingTaken { shard: ShardId, path: String, reason: RingUnfit },
-    /// A good entry says what cannot be, given the entries before it.
-    #[error("shard {shard}: the entry at position {position} contradicts what stands before it: {reason}")]
-    Replay { shard: ShardId, position: LogPosition, reason: String },
 }
 
 /// Why nothing was appended.

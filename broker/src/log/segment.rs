@@ -60,6 +60,7 @@ const AT_EPOCH: usize = 72;
 const AT_SIZE: usize = 80;
 const AT_PREVIOUS_END: usize = 88;
 const AT_DURABLE: usize = 96;
+const AT_LOSS: usize = 104;
 const AT_RING: usize = 128;
 const AT_CRC: usize = BLOCK - 4;
 
@@ -71,7 +72,7 @@ pub const RING_PATH_MAX: usize = AT_CRC - AT_RING;
 /// ```text
 /// at 0  magic "PgSegmnt" u64 · 8 version u32 · 12 shard u16 · 14 length of the ring's path u16 · 16 directory id u128
 /// 32 directory secret [16] · 48 boot id u128 · 64 base u64 · 72 epoch u64 · 80 size u64 · 88 previous end u64
-/// 96 durable u64 · 104 zeros · 128 path of the ring file · zeros · 4092 CRC32 of all before
+/// 96 durable u64 · 104 position of a note of loss u64, 0 where there is none · 112 zeros · 128 path of the ring file · zeros · 4092 CRC32 of all before
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -87,6 +88,8 @@ pub struct Identity {
     pub previous_end: LogPosition,
     /// The durable position known when this was written.
     pub durable: LogPosition,
+    /// Where in this segment the entry stands that names what the run's start gave up by `--accept-loss`, if it did.
+    pub loss: Option<LogPosition>,
     /// The ring file of the run; `None` where its ring was anonymous memory.
     pub ring: Option<String>,
 }
@@ -111,6 +114,7 @@ impl Identity {
             size,
             previous_end,
             durable,
+            loss: None,
             ring: options.ring.clone(),
         }
     }
@@ -140,6 +144,7 @@ impl Identity {
         put(block, AT_SIZE, self.size.to_le_bytes());
         put(block, AT_PREVIOUS_END, self.previous_end.0.to_le_bytes());
         put(block, AT_DURABLE, self.durable.0.to_le_bytes());
+        put(block, AT_LOSS, self.loss.unwrap_or_default().0.to_le_bytes());
         block[AT_RING..AT_RING + ring.len()].copy_from_slice(ring.as_bytes());
         put_crc(block, 0, AT_CRC);
     }
@@ -170,13 +175,15 @@ impl Identity {
             size: u64_at(block, AT_SIZE),
             previous_end: LogPosition(u64_at(block, AT_PREVIOUS_END)),
             durable: LogPosition(u64_at(block, AT_DURABLE)),
+            loss: Some(LogPosition(u64_at(block, AT_LOSS))).filter(|position| position.0 > 0),
             ring: (!path.is_empty()).then(|| path.to_owned()),
         };
         let block = BLOCK as u64;
         let sized = identity.size > block && identity.size.is_multiple_of(block);
         let placed = identity.base.0.is_multiple_of(block) && identity.previous_end <= identity.base;
         let ends = identity.base.0.checked_add(identity.size).is_some();
-        if sized && placed && ends && identity.durable <= identity.end() {
+        let holds = |position| ends && (identity.base..identity.end()).contains(&position);
+        if sized && placed && ends && identity.durable <= identity.end() && identity.loss.is_none_or(holds) {
             Ok(identity)
         } else {
             Err(IdentityError::Range)
@@ -235,6 +242,7 @@ mod tests {
             size: 4 << 20,
             previous_end: LogPosition(6144),
             durable: LogPosition(12_288),
+            loss: Some(LogPosition(8256)),
             ring: Some("/dev/shm/7-3".to_owned()),
         }
     }
@@ -266,7 +274,7 @@ mod tests {
             assert!(Identity::decode(&block).is_err(), "bit {bit}");
             block[bit / 8] ^= 1 << (bit % 8);
         }
-        let without_ring = Identity { ring: None, ..identity };
+        let without_ring = Identity { ring: None, loss: None, ..identity };
         without_ring.encode(&mut block);
         assert_eq!(Identity::decode(&block), Ok(without_ring));
     }

@@ -5,6 +5,7 @@ use crate::control::checks::ring_file;
 use crate::control::settings::{Identity, Ready, Settings, TestFault, WithoutTmpfs};
 use crate::engine::{Engine, EngineOptions, HOME, MemoryLevel};
 use crate::limits::BACKGROUND_SHARES;
+use crate::log::damage::{DamagedExtent, Extent};
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
 use crate::log::fault::{Faults, RecoveryStep};
@@ -225,7 +226,16 @@ fn tell(shard: ShardId, report: &StartReport) {
         "the shard's log is recovered"
     );
     for damaged in &report.accepted {
-        tracing::warn!(shard = shard.0, ?damaged, "damage was accepted");
+        let DamagedExtent { extent, reason } = damaged;
+        tracing::warn!(shard = shard.0, positions = %extent, %reason, "damage was accepted");
+    }
+    if !report.given_up.is_empty() {
+        let positions: Vec<_> = report.given_up.iter().map(ToString::to_string).collect();
+        tracing::info!(
+            shard = shard.0,
+            positions = positions.join(" "),
+            "passed over what --accept-loss gave up before"
+        );
     }
 }
 
@@ -314,7 +324,7 @@ impl Replay for Replaying<'_> {
         self.0.apply(header, payload).map(drop).map_err(|error| error.to_string())
     }
 
-    fn lost(&mut self, _extent: crate::log::damage::Extent) {
+    fn lost(&mut self, _extent: Extent) {
         self.0.accept_hole();
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Fresh {
     pub previous_end: LogPosition,
     /// From `base` on, whole blocks.
     pub content: Vec<u8>,
+    /// Where in it the note of what was given up stands.
+    loss: Option<LogPosition>,
 }
 
 impl Fresh {
@@ -55,7 +57,7 @@ impl Fresh {
         // A segment of the log that begins at the cut holds nothing: the fresh one takes its place.
         let replaced = chain.links.iter().find(|link| link.base == cut);
         let previous_end = replaced.map_or(cut, |link| survey.segments[link.index].previous_end);
-        Self { epoch: Epoch(survey.highest_epoch().0 + 1), base, previous_end, content: Vec::new() }
+        Self { epoch: Epoch(survey.highest_epoch().0 + 1), base, previous_end, content: Vec::new(), loss: None }
     }
 
     /// Adds entries that stood in the ring, verbatim.
@@ -84,6 +86,7 @@ impl Fresh {
             sequence: Sequence(0),
         };
         let header = draft.at(self.end(), self.epoch);
+        self.loss = Some(header.position);
         let mut bytes = [0; ENTRY_HEADER_LEN];
         header.encode(options.seal(), &mut bytes);
         let end = self.content.len() + header.len() as usize;
@@ -116,6 +119,7 @@ impl Fresh {
         let temporary = files::temporary_segment_name(self.epoch);
         let size = options.first_segment(self.content.len() as u64);
         let identity = Identity::of_run(options, self.epoch, self.base, size, self.previous_end, self.end());
+        let identity = Identity { loss: self.loss, ..identity };
         let file = disk.create(&temporary, size).await.map_err(io("make the run's first segment"))?;
         let written = async {
             let mut block = disk.buffer(BLOCK);

@@ -12,6 +12,7 @@
 mod due_ring;
 mod fresh;
 mod gaps;
+mod notes;
 mod scan;
 mod survey;
 mod window;
@@ -39,12 +40,12 @@ use super::task::OpenSegment;
 
 /// What takes in the log's entries at a start: the engine's `apply`, seen from here.
 pub trait Replay {
-    /// An entry that is no pad, in order of position, checked. An error ends the start: a sound entry that contradicts those
-    /// before it.
+    /// An entry that is no pad, in order of position, checked. An error says that it contradicts those before it, and that
+    /// nothing was changed: it is then damage like bytes that are not sound.
     fn entry(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), String>;
 
     /// Entries may be missing between the last one and the next: offsets and sequences may jump. Unless this was accepted
-    /// now or before, the start ends with an error after the whole log was read.
+    /// now or before, the start ends with an error after the whole log was read. Later starts call this at the same places.
     fn lost(&mut self, extent: Extent);
 }
 
@@ -81,6 +82,8 @@ pub struct StartReport {
     pub messages_from_ring: u64,
     /// Damage that this start accepted.
     pub accepted: Vec<DamagedExtent>,
+    /// What earlier starts gave up and this one passed over, in order of position.
+    pub given_up: Vec<Extent>,
 }
 
 /// A log that is ready for appends.
@@ -107,27 +110,29 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
 ) -> Result<Recovered<D, H::Memory>, StartError> {
     let reached = |step| options.faults.reached(step);
     let survey = Survey::read(disk, options).await?;
-    if !survey.bad.is_empty() && !options.accept_loss {
+    let chain = Chain::read_back(&survey.segments);
+    let given_up = notes::given_up(disk, options, &survey, &chain).await?;
+    if !survey.is_sound(&given_up) && !options.accept_loss {
         return Err(damage(options, &survey, Vec::new(), Vec::new()));
     }
     let due = DueRing::find(rings, &survey, options)?;
     reached(RecoveryStep::Surveyed);
 
-    let chain = Chain::read_back(&survey.segments);
-    let mut scan = Scan::new(disk, options, &survey, &chain, replay);
+    let mut scan = Scan::new(disk, options, &survey, &chain, &given_up, replay);
     let cut = scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
     let messages_from_ring = match (&due.file, due.tail) {
-        (Some((_, memory)), Some(tail)) => scan.read_ring(memory.bytes(), tail)?,
+        (Some((_, memory)), Some(tail)) => scan.read_ring(memory.bytes(), tail),
         _ => 0,
     };
-    let accepted = scan.tally.open();
-    let (durable, highest_pad, store_time) = (scan.durable, scan.highest_pad, scan.store_time);
+    let (accepted, given_up) = (scan.tally.open(), scan.tally.given_up().to_vec());
+    let (durable, highest_seen, store_time) = (scan.durable, scan.highest, scan.store_time);
     if !accepted.is_empty() && !options.accept_loss {
         let mut gaps = OffsetGaps::default();
-        let mut scan = Scan::new(disk, options, &survey, &chain, &mut gaps);
+        let skipped: Vec<_> = given_up.into_iter().chain(accepted.iter().map(|damaged| damaged.extent)).collect();
+        let mut scan = Scan::new(disk, options, &survey, &chain, &skipped, &mut gaps);
         scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
         if let (Some((_, memory)), Some(tail)) = (&due.file, due.tail) {
-            scan.read_ring(memory.bytes(), tail)?;
+            scan.read_ring(memory.bytes(), tail);
         }
         return Err(damage(options, &survey, accepted, gaps.lost()));
     }
@@ -143,7 +148,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     }
     reached(RecoveryStep::Synced);
 
-    let highest = survey.highest_position().map(|highest| highest.max(highest_pad));
+    let highest = survey.highest_position().map(|highest| highest.max(highest_seen));
     let mut fresh = Fresh::place(options, &survey, &chain, cut, tail.is_some(), highest);
     if let Some(tail) = tail {
         let memory = old_ring.as_ref().map_or(&new_ring, |(_, memory)| memory);
@@ -187,6 +192,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
         ring: fate,
         messages_from_ring,
         accepted,
+        given_up,
     };
     let mut readable = readable_segments(&survey, &chain, cut);
     readable.truncate(readable.len() - usize::from(goes_on));
@@ -199,7 +205,8 @@ fn damage(
     extents: Vec<DamagedExtent>,
     queues: Vec<super::damage::LostOffsets>,
 ) -> StartError {
-    let files = survey.bad.iter().map(|bad| (bad.name.to_string(), bad.reason.clone())).collect();
+    let segments = survey.bad.iter().map(|bad| (format!("segment {}", bad.name), bad.reason.clone()));
+    let files = segments.chain(survey.unreadable_marks.iter().cloned()).collect();
     StartError::Damage(Box::new(Damage { shard: options.shard, extents, files, queues }))
 }
 

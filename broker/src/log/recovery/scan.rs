@@ -11,11 +11,12 @@ use super::window::{BadEntry, Expected, Window, decode_entry};
 use super::{Replay, io_error};
 use crate::log::chain::{Chain, Link};
 use crate::log::damage::{DamageTally, Extent, decode_loss};
-use crate::log::disk::{Access, Disk};
+use crate::log::disk::{Access, Disk, DiskFile};
 use crate::log::error::StartError;
 use crate::log::fault::Planted;
 use crate::log::options::LogOptions;
 use crate::log::ring::leftover;
+use crate::log::segment::Identity;
 
 /// One pass over the log.
 pub(super) struct Scan<'a, D: Disk> {
@@ -29,22 +30,26 @@ pub(super) struct Scan<'a, D: Disk> {
     epoch: Epoch,
     /// The newest durable position that identities, marks, and pads read so far state.
     pub durable: LogPosition,
-    /// The end of the highest pad seen.
-    pub highest_pad: LogPosition,
-    /// Of the last entry.
+    /// The end of the highest pad seen, or of what was given up behind the last entry.
+    pub highest: LogPosition,
+    /// Of the last entry that the engine took.
     pub store_time: Nanos,
     pads_searched: bool,
     pub tally: DamageTally,
 }
 
 impl<'a, D: Disk> Scan<'a, D> {
+    /// `given_up`: what earlier starts gave up. None of it is read.
     pub fn new(
         disk: &'a D,
         options: &'a LogOptions,
         survey: &'a Survey,
         chain: &'a Chain,
+        given_up: &[Extent],
         replay: &'a mut dyn Replay,
     ) -> Self {
+        let mut tally = DamageTally::default();
+        tally.accepted(given_up.iter().copied());
         Self {
             disk,
             options,
@@ -54,10 +59,10 @@ impl<'a, D: Disk> Scan<'a, D> {
             seal: options.seal(),
             epoch: Epoch(0),
             durable: survey.durable(),
-            highest_pad: LogPosition(0),
+            highest: LogPosition(0),
             store_time: Nanos::ZERO,
             pads_searched: false,
-            tally: DamageTally::default(),
+            tally,
         }
     }
 
@@ -79,9 +84,7 @@ impl<'a, D: Disk> Scan<'a, D> {
             }
             expected = link.base;
             let limit = ring_cut.map_or(link.end, |cut| cut.min(link.end));
-            let read = self.read_link(n, link, limit, ring_cut.is_some()).await;
-            let name = self.survey.segments[link.index].name();
-            if let Some(torn) = read.map_err(|error| error.of_segment(self.options, name))? {
+            if let Some(torn) = self.read_link(n, link, limit, ring_cut.is_some()).await? {
                 return Ok(torn);
             }
             expected = expected.max(limit);
@@ -99,7 +102,7 @@ impl<'a, D: Disk> Scan<'a, D> {
     }
 
     /// Reads what stands only in the ring. The messages among it.
-    pub fn read_ring(&mut self, file: &[u8], tail: RingTail) -> Result<u64, StartError> {
+    pub fn read_ring(&mut self, file: &[u8], tail: RingTail) -> u64 {
         let [first, second] = leftover(file, tail.size, tail.durable, tail.published);
         let lap = tail.durable + first.len() as u64;
         let mut messages = 0;
@@ -107,14 +110,19 @@ impl<'a, D: Disk> Scan<'a, D> {
             let limit = from + bytes.len() as u64;
             let mut position = from;
             while position < limit {
+                if let Some(to) = self.pass_over(position, limit) {
+                    position = to;
+                    continue;
+                }
                 let rest = &bytes[(position - from) as usize..];
                 let expected = Expected { position, epoch_min: self.epoch, epoch_max: tail.epoch, limit };
                 match ring_entry(rest, self.seal, &expected) {
                     Ok(entry) => {
                         if let Entry::Full(header) = entry {
                             let payload = &rest[ENTRY_HEADER_LEN..ENTRY_HEADER_LEN + header.length as usize];
-                            self.visit_full(&header, payload)?;
-                            messages += u64::from(header.record_count);
+                            if self.visit_full(&header, payload) {
+                                messages += u64::from(header.record_count);
+                            }
                         }
                         self.epoch = entry.epoch();
                         position = entry.end();
@@ -134,7 +142,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                 }
             }
         }
-        Ok(messages)
+        messages
     }
 
     /// Reads one segment's part. `Some`: the log ends here with a torn tail.
@@ -144,66 +152,74 @@ impl<'a, D: Disk> Scan<'a, D> {
         link: &Link,
         limit: LogPosition,
         with_ring: bool,
-    ) -> Result<Option<LogPosition>, LinkError> {
+    ) -> Result<Option<LogPosition>, StartError> {
         let identity = &self.survey.segments[link.index];
         let is_last = n + 1 == self.chain.links.len();
-        let file = self.disk.open(&identity.name().to_string(), Access::Read).await?;
-        let mut window = Window::new(file, identity.base, self.seal, self.options.accept_loss);
+        let mut window = open_window(self.disk, self.options, identity).await?;
         let mut position = link.base;
         while position < limit {
+            if let Some(to) = self.pass_over(position, limit) {
+                position = to;
+                continue;
+            }
             let expected = Expected { position, epoch_min: self.epoch, epoch_max: identity.epoch, limit };
-            let bad = match window.entry(&expected).await? {
+            let bad = match window.entry(&expected).await {
                 Ok(entry) => {
-                    self.visit(entry, &mut window).await?;
+                    self.visit(entry, &mut window).await;
                     position = entry.end();
                     continue;
                 }
                 Err(bad) => bad,
             };
+            let unreadable = matches!(bad, BadEntry::Unreadable(_));
             if !with_ring {
                 self.search_pads(n, position).await?;
-                if position >= self.durable {
+                if position >= self.durable && (!unreadable || self.was_closed_at(position)) {
                     return Ok(Some(position));
                 }
             }
             let behind = Expected { position: position + ENTRY_ALIGN, ..expected };
-            let next = window.next_good(behind).await?;
+            let next = window.next_good(behind).await;
             let ends_here = is_last && !with_ring && next.is_none();
-            let to = next.unwrap_or(if ends_here { limit.min(self.durable) } else { limit });
+            let known_end = if unreadable { self.durable.max(window.unreadable_end(position)) } else { self.durable };
+            let to = next.unwrap_or(if ends_here { limit.min(known_end) } else { limit });
             self.lose(Extent { from: position, to }, &bad.to_string());
             if ends_here {
+                self.highest = self.highest.max(to);
                 return Ok(Some(position));
             }
             position = to;
         }
         if !is_last && self.options.faults.has(Planted::ReadPastCut) {
-            self.read_past(&mut window, position, identity.epoch, identity.end()).await?;
+            self.read_past(&mut window, position, identity.epoch, identity.end()).await;
         }
         Ok(None)
     }
 
+    /// Where reading goes on if what stands at this position was given up by an earlier start.
+    fn pass_over(&mut self, position: LogPosition, limit: LogPosition) -> Option<LogPosition> {
+        let to = self.tally.given_up_to(position)?.min(limit);
+        self.replay.lost(Extent { from: position, to });
+        Some(to)
+    }
+
     /// A planted fault: takes what stands behind the segment's part of the log.
-    async fn read_past<F: crate::log::disk::DiskFile>(
+    async fn read_past<F: DiskFile>(
         &mut self,
         window: &mut Window<F>,
         mut position: LogPosition,
         epoch_max: Epoch,
         limit: LogPosition,
-    ) -> Result<(), LinkError> {
+    ) {
         while position < limit {
             let expected = Expected { position, epoch_min: self.epoch, epoch_max, limit };
-            let Ok(entry) = window.entry(&expected).await? else { break };
-            self.visit(entry, window).await?;
+            let Ok(entry) = window.entry(&expected).await else { break };
+            self.visit(entry, window).await;
             position = entry.end();
         }
-        Ok(())
     }
 
-    async fn visit<F: crate::log::disk::DiskFile>(
-        &mut self,
-        entry: Entry,
-        window: &mut Window<F>,
-    ) -> Result<(), LinkError> {
+    async fn visit<F: DiskFile>(&mut self, entry: Entry, window: &mut Window<F>) {
         self.epoch = entry.epoch();
         match entry {
             Entry::Pad(pad) => {
@@ -212,25 +228,38 @@ impl<'a, D: Disk> Scan<'a, D> {
                 }
             }
             Entry::Full(header) => {
-                let payload = window.payload(header.payload_position(), header.length).await?;
-                self.visit_full(&header, payload)?;
+                let payload = window.payload(header.payload_position(), header.length).await;
+                self.visit_full(&header, payload);
             }
         }
-        Ok(())
     }
 
-    fn visit_full(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), StartError> {
-        let contradicts = |reason| StartError::Replay { shard: self.options.shard, position: header.position, reason };
+    /// Hands an entry to the engine. False where that does not take it: a sound entry that contradicts those before it is
+    /// damage like any other, whatever wrote it.
+    fn visit_full(&mut self, header: &EntryHeader, payload: &[u8]) -> bool {
+        match self.take(header, payload) {
+            Ok(()) => {
+                self.store_time = header.store_time;
+                true
+            }
+            Err(reason) => {
+                let extent = Extent { from: header.position, to: header.end() };
+                self.lose(extent, &format!("{} contradicts what stands before it: {reason}", name_entry(header)));
+                false
+            }
+        }
+    }
+
+    fn take(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), String> {
         if header.kind == EntryKind::Loss {
-            let extents = decode_loss(payload).ok_or_else(|| contradicts("it lists no extents".to_owned()))?;
+            let extents = decode_loss(payload).ok_or_else(|| "it lists no extents".to_owned())?;
             // Where the loss was the log's end, this entry alone still tells of it.
             for extent in &extents {
                 self.replay.lost(*extent);
             }
             self.tally.accepted(extents);
         }
-        self.store_time = header.store_time;
-        self.replay.entry(header, payload).map_err(contradicts)
+        self.replay.entry(header, payload)
     }
 
     fn lose(&mut self, extent: Extent, reason: &str) {
@@ -238,29 +267,34 @@ impl<'a, D: Disk> Scan<'a, D> {
         self.replay.lost(extent);
     }
 
-    /// Looks for pads behind the first bad entry: what they say to be durable must be good. A torn tail can hold good blocks
-    /// behind a hole. After a clean stop nothing was ever written there.
-    async fn search_pads(&mut self, n: usize, position: LogPosition) -> Result<(), LinkError> {
+    /// Whether a clean stop says that the log ends here or before: nothing was ever written behind.
+    fn was_closed_at(&self, position: LogPosition) -> bool {
         let closed = self.survey.newest().is_some_and(|newest| self.survey.closes(newest.epoch));
-        if std::mem::replace(&mut self.pads_searched, true) || (closed && position >= self.survey.durable()) {
+        closed && position >= self.survey.durable()
+    }
+
+    /// Looks for pads behind the first bad entry: what they say to be durable must be good. A torn tail can hold good blocks
+    /// behind a hole.
+    async fn search_pads(&mut self, n: usize, position: LogPosition) -> Result<(), StartError> {
+        if std::mem::replace(&mut self.pads_searched, true) || self.was_closed_at(position) {
             return Ok(());
         }
         for link in &self.chain.links[n..] {
             let identity = &self.survey.segments[link.index];
-            let file = self.disk.open(&identity.name().to_string(), Access::Read).await?;
-            let mut window = Window::new(file, identity.base, self.seal, self.options.accept_loss);
-            let mut expected = Expected {
-                position: position.max(link.base),
-                epoch_min: Epoch(0),
-                epoch_max: identity.epoch,
-                limit: link.end,
-            };
-            while let Some(pad) = window.next_pad(expected).await? {
+            let mut window = open_window(self.disk, self.options, identity).await?;
+            let from = position.max(link.base);
+            let mut expected =
+                Expected { position: from, epoch_min: Epoch(0), epoch_max: identity.epoch, limit: link.end };
+            while let Some(pad) = window.next_pad(expected).await {
                 if pad.node == self.options.node() {
                     self.durable = self.durable.max(pad.durable);
                 }
-                self.highest_pad = self.highest_pad.max(pad.end());
+                self.highest = self.highest.max(pad.end());
                 expected.position = pad.position + ENTRY_ALIGN;
+            }
+            // A pad may stand there that says more.
+            for (block, reason) in window.unreadable(from, link.end) {
+                self.tally.unknown(block, format!("the device cannot read it: {reason}"));
             }
         }
         Ok(())
@@ -277,29 +311,23 @@ fn ring_entry(bytes: &[u8], seal: EntrySeal, expected: &Expected) -> Result<Entr
     Ok(entry)
 }
 
-/// What stops the reading of a segment.
-enum LinkError {
-    Io(std::io::Error),
-    Start(StartError),
+/// Opens a segment for reading from its first entry on.
+pub(super) async fn open_window<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    identity: &Identity,
+) -> Result<Window<D::File>, StartError> {
+    let name = identity.name();
+    let file = disk.open(&name.to_string(), Access::Read).await;
+    let file = file.map_err(io_error(options, || format!("open segment {name}")))?;
+    Ok(Window::new(file, identity.base, options.seal()))
 }
 
-impl From<std::io::Error> for LinkError {
-    fn from(error: std::io::Error) -> Self {
-        Self::Io(error)
+/// An entry in an operator's words.
+fn name_entry(header: &EntryHeader) -> String {
+    if header.kind != EntryKind::Batch {
+        return format!("a sound entry of kind {:?}", header.kind);
     }
-}
-
-impl From<StartError> for LinkError {
-    fn from(error: StartError) -> Self {
-        Self::Start(error)
-    }
-}
-
-impl LinkError {
-    fn of_segment(self, options: &LogOptions, name: crate::log::segment::SegmentName) -> StartError {
-        match self {
-            Self::Io(error) => io_error(options, || format!("read segment {name}"))(error),
-            Self::Start(error) => error,
-        }
-    }
+    let EntryHeader { topic, queue, base_offset, .. } = *header;
+    format!("a sound batch for topic {topic} queue {queue} offsets {base_offset}..{}", header.end_offset())
 }

@@ -3,6 +3,7 @@
 use peregrine_protocol::ids::{Epoch, LogPosition};
 
 use super::io_error;
+use crate::log::damage::Extent;
 use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 use crate::log::error::StartError;
 use crate::log::files::FileKind;
@@ -30,6 +31,8 @@ pub(super) struct Survey {
     pub bad: Vec<BadSegment>,
     pub marks: Vec<Mark>,
     pub mark_files: Vec<String>,
+    /// Those of the mark files that the device cannot read, and why.
+    pub unreadable_marks: Vec<(String, String)>,
     /// Temporary files and spares of earlier processes.
     pub leftovers: Vec<String>,
 }
@@ -62,11 +65,11 @@ impl Survey {
         let size = file.size();
         let block = match file.read_at(0, BLOCK).await {
             Ok(block) => block,
-            Err(error) if options.accept_loss => {
-                self.bad.push(BadSegment::new(name, size, error.to_string()));
+            Err(error) => {
+                let reason = format!("the device cannot read its identity block: {error}");
+                self.bad.push(BadSegment::new(name, size, reason));
                 return Ok(());
             }
-            Err(error) => return Err(io_error(options, doing)(error)),
         };
         let identity = Identity::decode(&block).and_then(|identity| {
             identity.check(name, size, &options.directory, options.shard)?;
@@ -79,13 +82,17 @@ impl Survey {
         Ok(())
     }
 
-    /// A torn block of a mark file is no damage: a mark may lag, and the other block holds the one before.
+    /// A torn block of a mark file is no damage: a mark may lag, and the other block holds the one before. One that cannot be
+    /// read is, since it may hold the only durable position that tells damage from a torn tail.
     async fn read_marks<D: Disk>(&mut self, disk: &D, options: &LogOptions, name: String) -> Result<(), StartError> {
         let doing = || format!("read {name}");
         let file = disk.open(&name, Access::Read).await.map_err(io_error(options, doing))?;
-        let blocks = file.read_at(0, 2 * BLOCK).await.map_err(io_error(options, doing))?;
-        let marks = blocks.chunks(BLOCK).filter_map(|block| Mark::decode(block, options.directory.id, options.shard));
-        self.marks.extend(marks);
+        for offset in [0, BLOCK as u64] {
+            match file.read_at(offset, BLOCK).await {
+                Ok(block) => self.marks.extend(Mark::decode(&block, options.directory.id, options.shard)),
+                Err(error) => self.unreadable_marks.push((name.clone(), format!("the device cannot read it: {error}"))),
+            }
+        }
         self.mark_files.push(name);
         Ok(())
     }
@@ -117,6 +124,13 @@ impl Survey {
         let bad = self.bad.iter().map(|bad| bad.end);
         let marks = self.marks.iter().map(|mark| mark.durable);
         segments.chain(bad).chain(marks).max()
+    }
+
+    /// Whether no file but such as hold what was given up has a name that says more than the file itself. A start that gave
+    /// up a bad segment and was killed before it put that aside left it there.
+    pub fn is_sound(&self, given_up: &[Extent]) -> bool {
+        let is_given_up = |bad: &BadSegment| given_up.iter().any(|extent| extent.contains(bad.name.base));
+        self.bad.iter().all(is_given_up) && self.unreadable_marks.is_empty()
     }
 
     pub fn closes(&self, epoch: Epoch) -> bool {

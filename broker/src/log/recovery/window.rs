@@ -1,16 +1,23 @@
 //! Reads a segment's entries one after the other, through a window of large direct reads, and tells good from bad.
+//!
+//! A block that the device cannot read stands here as zeros, and is remembered: an entry that touches one is bad, whatever its
+//! other bytes say, and its badness is never a torn tail, since nobody knows what the block hides. So a block that was given up
+//! once stops no later start, and one that no entry needs stops none at all.
+
+use std::collections::BTreeMap;
 
 use peregrine_protocol::entry::{ENTRY_MAGIC, Entry, EntryError, EntrySeal, PadHeader};
 use peregrine_protocol::ids::{Epoch, LogPosition};
-use peregrine_protocol::limits::{ENTRY_ALIGN, ENTRY_HEADER_LEN};
+use peregrine_protocol::limits::{ENTRY_ALIGN, ENTRY_HEADER_LEN, PAD_HEADER_LEN};
 
+use crate::log::damage::Extent;
 use crate::log::disk::{BLOCK, DiskFile};
 
 /// Bytes of one direct read.
 const READ: usize = 1 << 20;
 
 /// Why no good entry stands at a position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadEntry {
     #[error(transparent)]
     Bytes(#[from] EntryError),
@@ -20,6 +27,9 @@ pub(super) enum BadEntry {
     Epoch(Epoch),
     #[error("an entry reaches beyond the end")]
     End,
+    /// It lies, in part or as a whole, in a block that cannot be read.
+    #[error("the device cannot read it: {0}")]
+    Unreadable(String),
 }
 
 /// What an entry must be to be accepted.
@@ -54,33 +64,32 @@ pub(super) struct Window<F: DiskFile> {
     file: F,
     base: LogPosition,
     seal: EntrySeal,
-    /// Take blocks that the device cannot read for zeros, which are no entries: with `--accept-loss` alone. Without it a
-    /// failed read ends the start, since it may pass, and what it hides must not be taken for a torn tail.
-    unreadable_is_zero: bool,
     /// Where `bytes` start: a block boundary.
     from: LogPosition,
     bytes: Vec<u8>,
+    /// The blocks so far that the device could not read, by their first positions, and why.
+    unreadable: BTreeMap<LogPosition, String>,
 }
 
 impl<F: DiskFile> Window<F> {
-    pub fn new(file: F, base: LogPosition, seal: EntrySeal, unreadable_is_zero: bool) -> Self {
-        Self { file, base, seal, unreadable_is_zero, from: base, bytes: Vec::new() }
+    pub fn new(file: F, base: LogPosition, seal: EntrySeal) -> Self {
+        Self { file, base, seal, from: base, bytes: Vec::new(), unreadable: BTreeMap::new() }
     }
 
-    /// The bytes at `position`: `len` of them, or fewer where the file ends.
-    pub async fn bytes(&mut self, position: LogPosition, len: usize) -> std::io::Result<&[u8]> {
+    /// The bytes at `position`: `len` of them, or fewer where the file ends. Zeros stand for what cannot be read.
+    pub async fn bytes(&mut self, position: LogPosition, len: usize) -> &[u8] {
         let held = self.from + self.bytes.len() as u64;
         if position < self.from || position + len as u64 > held {
-            self.fill(position, len).await?;
+            self.fill(position, len).await;
         }
         let at = ((position - self.from) as usize).min(self.bytes.len());
         let end = (at + len).min(self.bytes.len());
-        Ok(&self.bytes[at..end])
+        &self.bytes[at..end]
     }
 
-    async fn fill(&mut self, position: LogPosition, len: usize) -> std::io::Result<()> {
+    async fn fill(&mut self, position: LogPosition, len: usize) {
         self.bytes.clear();
-        self.from = LogPosition(position.0 / BLOCK as u64 * BLOCK as u64);
+        self.from = block_of(position);
         let wanted = ((position - self.from) as usize + len).next_multiple_of(READ);
         while self.bytes.len() < wanted {
             let offset = self.from - self.base + (BLOCK + self.bytes.len()) as u64;
@@ -89,14 +98,12 @@ impl<F: DiskFile> Window<F> {
                     self.bytes.extend_from_slice(&read);
                     read.len()
                 }
-                Err(_) if self.unreadable_is_zero => self.fill_readable(offset).await,
-                Err(error) => return Err(error),
+                Err(_) => self.fill_readable(offset).await,
             };
             if len < READ {
                 break;
             }
         }
-        Ok(())
     }
 
     /// Reads block by block where a long read failed. The bytes up to the file's end, [`READ`] at most.
@@ -105,77 +112,109 @@ impl<F: DiskFile> Window<F> {
         for at in (0..len).step_by(BLOCK) {
             match self.file.read_at(offset + at as u64, BLOCK).await {
                 Ok(block) => self.bytes.extend_from_slice(&block),
-                Err(_) => self.bytes.resize(self.bytes.len() + BLOCK, 0),
+                Err(error) => {
+                    let position = self.from + self.bytes.len() as u64;
+                    self.unreadable.insert(position, error.to_string());
+                    self.bytes.resize(self.bytes.len() + BLOCK, 0);
+                }
             }
         }
         len
     }
 
-    /// The entry that stands where one is expected, its payload checked.
-    pub async fn entry(&mut self, expected: &Expected) -> std::io::Result<Result<Entry, BadEntry>> {
-        let seal = self.seal;
-        let header = self.bytes(expected.position, ENTRY_HEADER_LEN).await?;
-        let entry = match decode_entry(header, seal, expected) {
-            Ok(entry) => entry,
-            Err(bad) => return Ok(Err(bad)),
-        };
-        if let Entry::Full(header) = entry
-            && let Err(bad) = header.check_payload(self.payload(header.payload_position(), header.length).await?)
-        {
-            return Ok(Err(bad.into()));
-        }
-        Ok(Ok(entry))
+    /// The blocks between two positions that could not be read, as far as they were asked for, each with the reason.
+    pub fn unreadable(&self, from: LogPosition, to: LogPosition) -> impl Iterator<Item = (Extent, &str)> {
+        let blocks = self.unreadable.range(block_of(from)..to.max(block_of(from)));
+        blocks.map(|(&from, reason)| (Extent { from, to: from + BLOCK as u64 }, reason.as_str()))
     }
 
-    pub async fn payload(&mut self, position: LogPosition, length: u32) -> std::io::Result<&[u8]> {
+    /// The end of the unreadable blocks that follow each other from the first one at or behind `position`.
+    pub fn unreadable_end(&self, position: LogPosition) -> LogPosition {
+        let mut end = None;
+        for &block in self.unreadable.range(block_of(position)..).map(|(block, _)| block) {
+            if end.is_some_and(|end| end < block) {
+                break;
+            }
+            end = Some(block + BLOCK as u64);
+        }
+        end.unwrap_or(position)
+    }
+
+    /// The entry that stands where one is expected, its payload checked.
+    pub async fn entry(&mut self, expected: &Expected) -> Result<Entry, BadEntry> {
+        let (seal, position) = (self.seal, expected.position);
+        let decoded = decode_entry(self.bytes(position, ENTRY_HEADER_LEN).await, seal, expected);
+        // A pad's header is shorter, and an entry may end with its block: only what is needed counts.
+        let header_len = if matches!(decoded, Ok(Entry::Pad(_))) { PAD_HEADER_LEN } else { ENTRY_HEADER_LEN };
+        self.check_readable(position, (position + header_len as u64).min(expected.limit))?;
+        let entry = decoded?;
+        if let Entry::Full(header) = entry {
+            let payload = header.payload_position();
+            let sound = header.check_payload(self.payload(payload, header.length).await);
+            self.check_readable(payload, payload + u64::from(header.length))?;
+            sound?;
+        }
+        Ok(entry)
+    }
+
+    fn check_readable(&self, from: LogPosition, to: LogPosition) -> Result<(), BadEntry> {
+        self.unreadable(from, to).next().map_or(Ok(()), |(_, reason)| Err(BadEntry::Unreadable(reason.to_owned())))
+    }
+
+    pub async fn payload(&mut self, position: LogPosition, length: u32) -> &[u8] {
         self.bytes(position, length as usize).await
     }
 
     /// The first good entry at or behind `expected.position` that ends at or below its limit.
-    pub async fn next_good(&mut self, mut expected: Expected) -> std::io::Result<Option<LogPosition>> {
-        while let Some(position) = self.next_magic(expected.position, expected.limit).await? {
+    pub async fn next_good(&mut self, mut expected: Expected) -> Option<LogPosition> {
+        while let Some(position) = self.next_magic(expected.position, expected.limit).await {
             expected.position = position;
-            if self.entry(&expected).await?.is_ok() {
-                return Ok(Some(position));
+            if self.entry(&expected).await.is_ok() {
+                return Some(position);
             }
             expected.position += ENTRY_ALIGN;
         }
-        Ok(None)
+        None
     }
 
     /// The first good pad at or behind `expected.position`, whatever stands around it.
-    pub async fn next_pad(&mut self, mut expected: Expected) -> std::io::Result<Option<PadHeader>> {
+    pub async fn next_pad(&mut self, mut expected: Expected) -> Option<PadHeader> {
         let seal = self.seal;
-        while let Some(position) = self.next_magic(expected.position, expected.limit).await? {
+        while let Some(position) = self.next_magic(expected.position, expected.limit).await {
             expected.position = position;
-            let header = self.bytes(position, ENTRY_HEADER_LEN).await?;
+            let header = self.bytes(position, ENTRY_HEADER_LEN).await;
             if let Ok(Entry::Pad(pad)) = decode_entry(header, seal, &expected) {
-                return Ok(Some(pad));
+                return Some(pad);
             }
             expected.position += ENTRY_ALIGN;
         }
-        Ok(None)
+        None
     }
 
     /// The first position from `position` on where an entry could start, by its first four bytes.
-    async fn next_magic(&mut self, position: LogPosition, limit: LogPosition) -> std::io::Result<Option<LogPosition>> {
+    async fn next_magic(&mut self, position: LogPosition, limit: LogPosition) -> Option<LogPosition> {
         const STRIDE: usize = 64 << 10;
         let magic = ENTRY_MAGIC.to_le_bytes();
         let mut at = position;
         while at < limit {
             let len = ((limit - at) as usize).min(STRIDE);
-            let bytes = self.bytes(at, len).await?;
+            let bytes = self.bytes(at, len).await;
             let found = bytes.chunks(ENTRY_ALIGN as usize).position(|chunk| chunk.starts_with(&magic));
             if let Some(chunk) = found {
-                return Ok(Some(at + chunk as u64 * ENTRY_ALIGN));
+                return Some(at + chunk as u64 * ENTRY_ALIGN);
             }
             if bytes.len() < len {
-                return Ok(None);
+                return None;
             }
             at += len as u64;
         }
-        Ok(None)
+        None
     }
+}
+
+/// Where the block of a position starts: bases of segments are block boundaries.
+fn block_of(position: LogPosition) -> LogPosition {
+    LogPosition(position.0 / BLOCK as u64 * BLOCK as u64)
 }
 
 #[cfg(test)]
@@ -222,15 +261,20 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_block_ends_the_start_unless_loss_is_accepted() {
+    fn an_unreadable_block_reads_as_zeros_and_is_remembered() {
         let seal = EntrySeal::new(&DirectorySecret([1; 16]), ShardId(0));
-        let window = |lenient| Window::new(Failing { blocks: 300, bad: 280 }, LogPosition(0), seal, lenient);
+        let mut window = Window::new(Failing { blocks: 300, bad: 280 }, LogPosition(0), seal);
         let all = 299 * BLOCK;
-        assert!(block_on(window(false).bytes(LogPosition(0), all)).is_err());
-        let mut window = window(true);
-        let bytes = block_on(window.bytes(LogPosition(0), all)).unwrap();
+        let bytes = block_on(window.bytes(LogPosition(0), all));
         assert_eq!(bytes.len(), all);
         let zeros: Vec<_> = bytes.chunks(BLOCK).enumerate().filter(|(_, block)| block.contains(&0)).collect();
         assert_eq!(zeros, [(279, &[0; BLOCK][..])], "position 0 is in the file's second block");
+        let (from, to) = (LogPosition(279 * BLOCK as u64), LogPosition(280 * BLOCK as u64));
+        let unreadable =
+            |window: &Window<_>, from, to| window.unreadable(from, to).map(|(at, _)| at).collect::<Vec<_>>();
+        assert_eq!(unreadable(&window, LogPosition(0), LogPosition(u64::MAX)), [Extent { from, to }]);
+        assert_eq!(unreadable(&window, from + 64, from + 128), [Extent { from, to }], "any part of it");
+        assert_eq!((unreadable(&window, LogPosition(0), from), unreadable(&window, to, to + 64)), (vec![], vec![]));
+        assert_eq!((window.unreadable_end(from + 64), window.unreadable_end(to)), (to, to));
     }
 }

@@ -110,6 +110,12 @@ impl Bench {
         self.flip_at(name, position - base + BLOCK as u64);
     }
 
+    /// Makes the block of the named segment that holds a position unreadable, or readable again.
+    pub fn set_readable(&self, name: &str, base: LogPosition, position: LogPosition, readable: bool) {
+        let block = (position - base) as usize / BLOCK + 1;
+        self.machine.set_readable(0, name, block, readable);
+    }
+
     /// Flips a bit of the byte at an offset of a file.
     pub fn flip_at(&self, name: &str, offset: u64) {
         let disk = self.machine.disk(0);

@@ -11,7 +11,7 @@ use crate::log::disk::simulated::Crash;
 use crate::log::log::Appended;
 
 /// Ten entries, each flushed on its own, then a stop of the given kind.
-fn ten(bench: &Bench, crash: Option<Crash>) -> (Vec<Appended>, String, LogPosition) {
+pub(super) fn ten(bench: &Bench, crash: Option<Crash>) -> (Vec<Appended>, String, LogPosition) {
     let mut process = bench.start();
     let mut places = Vec::new();
     for number in 0..10 {
@@ -26,7 +26,7 @@ fn ten(bench: &Bench, crash: Option<Crash>) -> (Vec<Appended>, String, LogPositi
     (places, name, base)
 }
 
-fn damage(bench: &Bench) -> Damage {
+pub(super) fn damage(bench: &Bench) -> Damage {
     match bench.try_start() {
         Err(StartError::Damage(damage)) => *damage,
         Err(other) => panic!("{other}"),
@@ -149,7 +149,7 @@ fn a_loss_at_the_log_s_end_is_told_to_every_later_start() {
 /// A file whose identity is bad stayed where it was, so that each later start asked for its loss to be accepted once more.
 #[test]
 fn a_bad_identity_is_accepted_once() {
-    for newest in [false, true] {
+    for (newest, unreadable) in [(false, false), (true, false), (false, true), (true, true)] {
         let bench = Bench::new();
         let mut process = bench.start();
         process.append_all(0..200, Synced, 50_000);
@@ -159,7 +159,12 @@ fn a_bad_identity_is_accepted_once() {
         let mut names = bench.names();
         names.retain(|name| name.len() == 31);
         let bad = if newest { names[names.len() - 1].clone() } else { names[1].clone() };
-        bench.flip_at(&bad, 70);
+        if unreadable {
+            bench.machine.set_readable(0, &bad, 0, false);
+        } else {
+            bench.flip_at(&bad, 70);
+        }
+        assert_eq!(damage(&bench).files[0].0, format!("segment {bad}"));
         let epoch = Epoch(bad[21..].parse().unwrap());
         let accepting = bench.try_start_with(|options| {
             options.accept_loss = true;

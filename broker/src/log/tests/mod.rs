@@ -4,5 +4,6 @@
 mod bench;
 mod damage;
 mod device;
+mod loss;
 mod running;
 mod starting;

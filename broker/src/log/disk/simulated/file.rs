@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::rc::Rc;
 
 use super::random::Random;
@@ -64,6 +65,8 @@ pub struct FileContents {
     size_durable: bool,
     /// Blocks that a durable write has filled; the log promises not to write a segment's again.
     appended: BTreeSet<usize>,
+    /// Blocks that the device cannot read.
+    unreadable: BTreeSet<usize>,
 }
 
 impl FileContents {
@@ -76,6 +79,7 @@ impl FileContents {
             made_by,
             size_durable: false,
             appended: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
         }
     }
 
@@ -91,15 +95,27 @@ impl FileContents {
         &self.seen
     }
 
-    /// What a direct read returns; short at the end of the file.
-    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+    /// What a direct read returns; short at the end of the file, an error where one block cannot be read.
+    pub fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let first = (offset as usize / BLOCK).min(self.seen.len());
         let last = (first + len / BLOCK).min(self.seen.len());
+        if let Some(block) = self.unreadable.range(first..last).next() {
+            return Err(io::Error::other(format!("block {block} is bad")));
+        }
         let mut bytes = Vec::with_capacity((last - first) * BLOCK);
         for block in &self.seen[first..last] {
             bytes.extend_from_slice(&block[..]);
         }
-        bytes
+        Ok(bytes)
+    }
+
+    /// From now on a block can be read or cannot: what a failing device does, and one that was only loosely plugged in.
+    pub fn set_readable(&mut self, block: usize, readable: bool) {
+        if readable {
+            self.unreadable.remove(&block);
+        } else {
+            self.unreadable.insert(block);
+        }
     }
 
     /// A write that arrived whole. Returns the first block that a durable write hit for the second time.

@@ -178,6 +178,17 @@ impl Machine {
         }
     }
 
+    /// Makes a block of a file unreadable, or readable again. Panics where there is no such file.
+    pub fn set_readable(&self, shard: usize, file: &str, block: usize, readable: bool) {
+        let mut world = self.world();
+        world.note(&("a block's readability", shard, file, block, readable));
+        let directory = &mut world.directories[shard];
+        match directory.lookup(file) {
+            Ok(inode) => directory.file_mut(inode).set_readable(block, readable),
+            Err(error) => panic!("{file} has no block: {error}"),
+        }
+    }
+
     /// Runs a process's code; `Err` is the crash that ended it.
     pub fn survive<T>(&self, process: impl FnOnce() -> T) -> Result<T, Crash> {
         catch_unwind(AssertUnwindSafe(process)).map_err(|payload| match payload.downcast::<CrashSignal>() {

@@ -159,7 +159,7 @@ impl World {
                 Ok(Answer::Done)
             }
             Request::Read { inode, offset, len } => {
-                Ok(Answer::Bytes(self.directories[shard].file(inode).read(offset, len)))
+                self.directories[shard].file(inode).read(offset, len).map(Answer::Bytes)
             }
             Request::Write { inode, first, blocks, durable } => {
                 let rewritten = self.directories[shard].file_mut(inode).write(first, &blocks, serial, durable);
