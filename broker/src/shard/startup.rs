@@ -112,10 +112,10 @@ impl Startup {
     pub fn wait_recovered(&self) -> Result<u64, RunError> {
         let mut state = self.state();
         loop {
-            if let Some(failure) = state.failures.pop() {
+            if !state.failures.is_empty() {
                 // Those of the others say only that they were not the first.
-                state.failures.push(RunError::Aborted);
-                return Err(failure);
+                let first = std::mem::replace(&mut state.failures[0], RunError::Aborted);
+                return Err(first);
             }
             if state.recovered == self.shards {
                 return Ok(state.messages);
@@ -131,5 +131,21 @@ impl Startup {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         std::mem::take(&mut state.failures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peregrine_protocol::ids::ShardId;
+
+    use super::*;
+
+    /// The last one was told: where another executor gave up before the main thread looked, that was all that was said.
+    #[test]
+    fn of_several_failures_the_first_is_told() {
+        let startup = Startup::new(2, 2);
+        startup.failed(RunError::Unflushed(ShardId(7)));
+        startup.failed(RunError::Aborted);
+        assert!(matches!(startup.wait_recovered(), Err(RunError::Unflushed(ShardId(7)))));
     }
 }
