@@ -139,3 +139,18 @@ pub const PRODUCER_STATES_AGED_PER_BATCH: usize = 2;
 
 /// Subscriptions, 120 bytes each: 32 MiB at the most.
 pub const SUBSCRIPTIONS_MAX: usize = 262_144;
+
+// --- Engine: groups -------------------------------------------------------------------------------------------------------
+
+/// Members of one group. Each joins, leaves and is told by itself, and a change looks at all of them.
+pub const GROUP_MEMBERS_MAX: usize = 4_096;
+/// Members of the groups whose home one shard is, at most 1 KiB each beside their queues: 64 MiB.
+pub const MEMBERS_MAX: usize = 65_536;
+/// Queues of one member: 16 bytes each in the assignment that it is told, 4 MiB. What a group has above that waits for another
+/// member.
+pub const GROUP_MEMBER_QUEUES_MAX: u32 = 262_144;
+/// A group's first assignment, and each after a start, waits until nobody has joined for this long: members that start or come
+/// back together share the queues from the beginning.
+pub const GROUP_SETTLED_AFTER: Nanos = Nanos::from_millis(300);
+/// And at most this long after the first join.
+pub const GROUP_SETTLED_WITHIN: Nanos = Nanos::from_secs(3);

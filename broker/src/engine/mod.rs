@@ -18,6 +18,7 @@
 //! - `queue`, `epochs`, `index`: what a queue holds, and where
 //! - `producer`: what was stored already
 //! - `produce`, `reading`: requests to write and to read
+//! - `group`: consumer groups
 //! - `visibility`, `reader`, `acknowledgement`: who is told, and when
 
 mod acknowledgement;
@@ -25,6 +26,7 @@ mod apply;
 mod catalogue;
 mod digest;
 mod epochs;
+mod group;
 mod id_ranges;
 mod index;
 mod produce;
@@ -47,6 +49,7 @@ pub use peregrine_protocol::message::Start as StartAt;
 pub use acknowledgement::Acknowledgements;
 pub use apply::{Applied, ApplyError, ApplyErrorReason};
 pub use catalogue::{CatalogueDecision, CatalogueSnapshot, Topic, TopicState};
+pub use group::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
 pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};

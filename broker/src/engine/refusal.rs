@@ -45,6 +45,10 @@ pub enum Refusal {
     Truncated { at: QueueOffset },
     #[error("the connection has no such subscription")]
     UnknownSubscription,
+    #[error("the group has no such member")]
+    UnknownMember,
+    #[error("the queue is held by another member of the group")]
+    NotHolder,
 }
 
 impl Refusal {
@@ -68,6 +72,8 @@ impl Refusal {
             Self::LevelUnavailable => ErrorCode::LevelUnavailable,
             Self::Truncated { .. } => ErrorCode::Truncated,
             Self::UnknownSubscription => ErrorCode::UnknownSubscription,
+            Self::UnknownMember => ErrorCode::UnknownMember,
+            Self::NotHolder => ErrorCode::NotHolder,
         }
     }
 

@@ -1,0 +1,605 @@
+//! The members of the groups whose home this shard is: who they are, whether they are there, and which queues each is to get.
+//!
+//! ```text
+//!            join                       connection lost, silence
+//!   (none) ────────►  here  ─────────────────────────────────────►  absent
+//!              ▲       │  ▲                                          │   │
+//!              │ leave │  └──── join under the name, heartbeat ──────┘   │ grace time passed
+//!              └───────┴──────────────────────────────────────────────── ┘
+//! ```
+//!
+//! Whatever changes who shares a group's queues makes its next assignment due; it is made when the next effect is asked for, so
+//! that changes of one turn count as one. Each has a number that is higher than all before it. The shards that own the queues
+//! alone hand out messages: what they are told here they carry out, whatever else members believe.
+//!
+//! Nothing here is durable, and nothing is in the log. After a start all members join anew, under ids that were never used; the
+//! group settles before its first assignment, so that members that come back together share the queues from the beginning. A
+//! group without members takes nothing here, and a member that does nothing costs one look per silence time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, TopicId};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::assignment::{Assignment, Candidate, MemberHash};
+use crate::engine::reader::ReaderOwner;
+use crate::engine::refusal::Refusal;
+use crate::limits;
+
+/// How a home treats its members.
+#[derive(Clone, Copy, Debug)]
+pub struct MembershipOptions {
+    /// The epoch of the home's log: the upper half of what is numbered here, so that a number from before a start never comes
+    /// again. A run of 2^32 joins would carry into the next start's numbers.
+    pub epoch: Epoch,
+    /// A member that is not heard of for this long is treated as if its connection were lost.
+    pub silence: Nanos,
+    /// How long a member whose connection is lost keeps its queues; 0: not at all.
+    pub grace: Nanos,
+}
+
+/// A request to join a group.
+#[derive(Clone, Debug)]
+pub struct Join<'a> {
+    pub owner: ReaderOwner,
+    pub group: GroupId,
+    /// The member's name within the group.
+    pub name: &'a str,
+    /// The client instance that the member is.
+    pub client: &'a str,
+    /// The topics that it wants: ascending, each once.
+    pub topics: Vec<TopicId>,
+    /// The wall clock, for those who look at the group.
+    pub joined: Nanos,
+}
+
+/// What a member that joined is told at once; its queues follow as [`HomeEffect::Tell`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joined {
+    pub member: MemberId,
+    /// The group's newest assignment, 0 before the first.
+    pub number: u64,
+}
+
+/// What the home's shard does next for its groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HomeEffect {
+    /// Tell every shard who holds which of its queues from now on: [`crate::engine::Engine::assign`].
+    Assign {
+        group: GroupId,
+        number: u64,
+        /// The whole assignment, ascending. Queues that do not stand here are nobody's.
+        holders: Vec<(TopicId, QueueId, MemberId)>,
+        /// Members that are gone: they lose what they were handed at once.
+        fenced: Vec<MemberId>,
+    },
+    /// Push its whole list of queues to a member.
+    Tell { owner: ReaderOwner, group: GroupId, member: MemberId, number: u64, queues: Vec<(TopicId, QueueId)> },
+    /// Push an error that ends a member.
+    Fence { owner: ReaderOwner, group: GroupId, member: MemberId, code: ErrorCode },
+}
+
+/// A member, for those who look at a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberView<'a> {
+    pub id: MemberId,
+    pub name: &'a str,
+    pub client: &'a str,
+    /// When it joined first under this name, by the wall clock.
+    pub joined: Nanos,
+    /// False while it is absent and keeps its queues for the grace time.
+    pub connected: bool,
+    /// Queues that it is to hold.
+    pub queues: u32,
+}
+
+/// A group, for those who look at it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HomeView {
+    /// Of the newest assignment; 0: none yet.
+    pub number: u64,
+    /// The first assignment waits for more members to join.
+    pub settling: bool,
+    pub members: usize,
+}
+
+#[derive(Debug)]
+struct Member {
+    id: MemberId,
+    hash: MemberHash,
+    client: Box<str>,
+    topics: Box<[TopicId]>,
+    joined: Nanos,
+    /// Its connection, while that is open.
+    owner: Option<ReaderOwner>,
+    /// When it was last heard of.
+    heard: Nanos,
+    /// Lost or silent: it has until `due` to come back.
+    absent: bool,
+    /// When it stands in the list of timers.
+    due: Nanos,
+    /// Of the assignment that it was told last; 0: none.
+    told: u64,
+    /// It has to be told its queues whether or not they change.
+    untold: bool,
+    queues: u32,
+}
+
+#[derive(Debug)]
+struct HomeGroup {
+    members: BTreeMap<Arc<str>, Member>,
+    names: FxHashMap<MemberId, Arc<str>>,
+    assignment: Assignment,
+    number: u64,
+    settling: Option<Settling>,
+    /// Members that are gone and that the owners were not told of.
+    fenced: Vec<MemberId>,
+    /// Stands in the list of those whose next assignment is due.
+    stale: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    /// No later than this.
+    latest: Nanos,
+    /// When it stands in the list of timers.
+    due: Nanos,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// Its members joined long enough ago.
+    Settle(GroupId),
+    /// The member was silent or absent for too long.
+    Member(GroupId, MemberId),
+}
+
+/// The members of all groups whose home this shard is.
+#[derive(Debug)]
+pub struct Membership {
+    options: MembershipOptions,
+    /// Groups that have members.
+    groups: FxHashMap<GroupId, HomeGroup>,
+    /// The members of each open connection.
+    by_owner: FxHashMap<ReaderOwner, BTreeSet<(GroupId, MemberId)>>,
+    /// One per member and one per group that settles.
+    timers: BTreeSet<(Nanos, Timer)>,
+    /// Groups whose next assignment is due.
+    stale: VecDeque<GroupId>,
+    effects: VecDeque<HomeEffect>,
+    members: usize,
+    last_member: u64,
+    last_number: u64,
+}
+
+impl Membership {
+    pub fn new(options: MembershipOptions) -> Self {
+        let before_first = options.epoch.0 << 32;
+        Self {
+            options,
+            groups: FxHashMap::default(),
+            by_owner: FxHashMap::default(),
+            timers: BTreeSet::new(),
+            stale: VecDeque::new(),
+            effects: VecDeque::new(),
+            members: 0,
+            last_member: before_first,
+            last_number: before_first,
+        }
+    }
+
+    // What members do.
+
+    /// A member joins, or comes back. The newest under a name wins: an earlier connection is told that it is fenced. Who comes
+    /// back from the same client, or after the connection was lost, is the same member; another client gets an id of its own,
+    /// and the queues of the one that it replaces.
+    pub fn join(&mut self, join: Join<'_>, now: Nanos) -> Result<Joined, Refusal> {
+        let Join { owner, group: id, name, client, topics, joined } = join;
+        assert!(topics.is_sorted_by(|a, b| a < b), "topics ascend, each once");
+        let known = self.groups.get(&id).map(|group| (group.members.len(), group.members.contains_key(name)));
+        if !matches!(known, Some((_, true))) {
+            let members = known.map_or(0, |(members, _)| members);
+            if members >= limits::GROUP_MEMBERS_MAX || self.members >= limits::MEMBERS_MAX {
+                return Err(Refusal::LimitReached("members"));
+            }
+        }
+        let group = self.groups.entry(id).or_insert_with(|| HomeGroup::new(now + limits::GROUP_SETTLED_WITHIN.0));
+        if let Some(settling) = &mut group.settling {
+            self.timers.remove(&(settling.due, Timer::Settle(id)));
+            settling.due = settling.latest.min(now + limits::GROUP_SETTLED_AFTER.0);
+            self.timers.insert((settling.due, Timer::Settle(id)));
+        }
+        let mut fresh = || {
+            self.last_member += 1;
+            MemberId(self.last_member)
+        };
+        if let Some(member) = group.members.get_mut(name) {
+            self.timers.remove(&(member.due, Timer::Member(id, member.id)));
+            if let Some(old) = member.owner.filter(|&old| old != owner) {
+                disown(&mut self.by_owner, old, id, member.id);
+                let code = ErrorCode::MemberFenced;
+                self.effects.push_back(HomeEffect::Fence { owner: old, group: id, member: member.id, code });
+                if &*member.client != client {
+                    let new = fresh();
+                    group.assignment.rename(member.id, new);
+                    group.fenced.push(member.id);
+                    if let Some(name) = group.names.remove(&member.id) {
+                        group.names.insert(new, name);
+                    }
+                    member.id = new;
+                }
+            }
+            member.client = client.into();
+            member.topics = topics.into();
+            member.owner = Some(owner);
+        } else {
+            let name: Arc<str> = name.into();
+            let member = Member {
+                id: fresh(),
+                hash: MemberHash::of(&name),
+                client: client.into(),
+                topics: topics.into(),
+                joined,
+                owner: Some(owner),
+                heard: now,
+                absent: false,
+                due: now,
+                told: 0,
+                untold: true,
+                queues: 0,
+            };
+            group.names.insert(member.id, name.clone());
+            group.members.insert(name, member);
+            self.members += 1;
+        }
+        let Some(member) = group.members.get_mut(name) else { unreachable!("it joined above") };
+        (member.heard, member.absent, member.untold) = (now, false, true);
+        member.due = now + self.options.silence.0;
+        self.timers.insert((member.due, Timer::Member(id, member.id)));
+        self.by_owner.entry(owner).or_default().insert((id, member.id));
+        let joined = Joined { member: member.id, number: group.number };
+        self.make_stale(id);
+        Ok(joined)
+    }
+
+    /// The member is done: its queues go to others at once.
+    pub fn leave(&mut self, owner: ReaderOwner, group: GroupId, member: MemberId) -> Result<(), Refusal> {
+        self.owned(owner, group, member)?;
+        self.remove(group, member);
+        Ok(())
+    }
+
+    /// The member is there, and knows the assignment of that number; an older one than its own is told again. Returns the number
+    /// of its own.
+    pub fn heartbeat(
+        &mut self,
+        owner: ReaderOwner,
+        id: GroupId,
+        member: MemberId,
+        number: u64,
+        now: Nanos,
+    ) -> Result<u64, Refusal> {
+        let due = now + self.options.silence.0;
+        let known = self.owned(owner, id, member)?;
+        known.heard = now;
+        let (told, comes_back) = (known.told, std::mem::take(&mut known.absent));
+        if comes_back {
+            let before = std::mem::replace(&mut known.due, due);
+            self.timers.remove(&(before, Timer::Member(id, member)));
+            self.timers.insert((due, Timer::Member(id, member)));
+            self.make_stale(id);
+        }
+        if number < told
+            && let Some(group) = self.groups.get(&id)
+        {
+            let queues = group.assignment.iter().filter(|row| row.2 == member).map(|row| (row.0, row.1)).collect();
+            self.effects.push_back(HomeEffect::Tell { owner, group: id, member, number: told, queues });
+        }
+        Ok(told)
+    }
+
+    // What happens to members.
+
+    /// A connection is gone: its members have the grace time to come back.
+    pub fn detach(&mut self, owner: ReaderOwner, now: Nanos) {
+        for (group, id) in self.by_owner.remove(&owner).unwrap_or_default() {
+            let grace = self.options.grace;
+            let Some(member) = self.member(group, id) else { unreachable!("a connection's members live") };
+            member.owner = None;
+            // The grace time of a silent one runs already.
+            if !member.absent {
+                self.miss(group, id, now + grace.0);
+            }
+        }
+        if self.options.grace == Nanos::ZERO {
+            self.tick(now);
+        }
+    }
+
+    /// Carries out what is due at `now`.
+    pub fn tick(&mut self, now: Nanos) {
+        while let Some(&(due, timer)) = self.timers.first().filter(|&&(due, _)| due <= now) {
+            match timer {
+                Timer::Settle(id) => {
+                    self.timers.pop_first();
+                    if let Some(group) = self.groups.get_mut(&id) {
+                        group.settling = None;
+                        self.make_stale(id);
+                    }
+                }
+                Timer::Member(group, id) => {
+                    let silence = self.options.silence.0;
+                    let grace = self.options.grace.0;
+                    let Some(member) = self.member(group, id) else { unreachable!("timers of members end with them") };
+                    let quiet_until = member.heard + silence;
+                    if member.absent {
+                        if let Some(owner) = member.owner {
+                            let code = ErrorCode::UnknownMember;
+                            self.effects.push_back(HomeEffect::Fence { owner, group, member: id, code });
+                        }
+                        self.remove(group, id);
+                    } else if quiet_until > now {
+                        member.due = quiet_until;
+                        self.timers.remove(&(due, timer));
+                        self.timers.insert((quiet_until, timer));
+                    } else {
+                        self.miss(group, id, now + grace);
+                    }
+                }
+            }
+        }
+    }
+
+    /// When [`Self::tick`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        self.timers.first().map(|&(due, _)| due)
+    }
+
+    // What happens to what they consume.
+
+    /// A topic has more queues than before, or was deleted. Looks at every member of this home, as that is rare.
+    pub fn topic_changed(&mut self, topic: TopicId) {
+        let wants = |group: &HomeGroup| group.members.values().any(|member| member.topics.contains(&topic));
+        let groups: Vec<GroupId> = self.groups.iter().filter(|(_, group)| wants(group)).map(|(&id, _)| id).collect();
+        groups.into_iter().for_each(|id| self.make_stale(id));
+    }
+
+    /// The group was deleted, and its members end with it. The owners of its queues learn that by themselves.
+    pub fn group_deleted(&mut self, id: GroupId) {
+        let Some(group) = self.groups.remove(&id) else { return };
+        if let Some(settling) = group.settling {
+            self.timers.remove(&(settling.due, Timer::Settle(id)));
+        }
+        self.members -= group.members.len();
+        for member in group.members.into_values() {
+            self.timers.remove(&(member.due, Timer::Member(id, member.id)));
+            if let Some(owner) = member.owner {
+                disown(&mut self.by_owner, owner, id, member.id);
+                let code = ErrorCode::GroupDeleted;
+                self.effects.push_back(HomeEffect::Fence { owner, group: id, member: member.id, code });
+            }
+        }
+    }
+
+    /// What to do next; makes the assignments that are due. `queues_of` says how many queues a topic has, 0 where there is none.
+    pub fn next_effect(&mut self, queues_of: impl Fn(TopicId) -> u32) -> Option<HomeEffect> {
+        while self.effects.is_empty() {
+            let id = self.stale.pop_front()?;
+            if self.groups.get(&id).is_some_and(|group| group.stale) {
+                self.reassign(id, &queues_of);
+            }
+        }
+        self.effects.pop_front()
+    }
+
+    // Looking.
+
+    pub fn group(&self, id: GroupId) -> HomeView {
+        self.groups.get(&id).map_or_else(HomeView::default, |group| HomeView {
+            number: group.number,
+            settling: group.settling.is_some(),
+            members: group.members.len(),
+        })
+    }
+
+    /// Members of a group in the order of their names, those behind `after`.
+    pub fn members_after(&self, id: GroupId, after: &str) -> impl Iterator<Item = MemberView<'_>> {
+        let behind = (Bound::Excluded(after), Bound::Unbounded);
+        self.groups.get(&id).into_iter().flat_map(move |group| group.members.range::<str, _>(behind)).map(
+            |(name, member)| MemberView {
+                id: member.id,
+                name,
+                client: &member.client,
+                joined: member.joined,
+                connected: !member.absent,
+                queues: member.queues,
+            },
+        )
+    }
+
+    /// Members of all groups.
+    pub fn len(&self) -> usize {
+        self.members
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members == 0
+    }
+
+    /// Bytes that the members take here, tables taken as full; what waits to be told is not counted.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        let member = |(name, member): (&Arc<str>, &Member)| {
+            let texts = name.len() + 2 * size_of::<usize>() + member.client.len();
+            // A node of a tree is half full at the least.
+            texts + member.topics.len() * size_of::<TopicId>() + 2 * size_of::<(Arc<str>, Member)>()
+        };
+        let group = |group: &HomeGroup| {
+            size_of::<(GroupId, HomeGroup)>()
+                + group.members.iter().map(member).sum::<usize>()
+                + group.names.capacity() * (size_of::<(MemberId, Arc<str>)>() + 1)
+                + group.assignment.bytes()
+        };
+        let owned = size_of::<(ReaderOwner, BTreeSet<(GroupId, MemberId)>)>() + 1;
+        self.groups.values().map(group).sum::<usize>()
+            + self.by_owner.capacity() * owned
+            + self
+                .by_owner
+                .values()
+                .map(|members| members.len().max(11) * size_of::<(GroupId, MemberId)>())
+                .sum::<usize>()
+            + 2 * self.timers.len() * size_of::<(Nanos, Timer)>()
+    }
+
+    // Changing.
+
+    fn member(&mut self, group: GroupId, id: MemberId) -> Option<&mut Member> {
+        let group = self.groups.get_mut(&group)?;
+        group.members.get_mut(group.names.get(&id)?)
+    }
+
+    /// A member that this connection speaks for.
+    fn owned(&mut self, owner: ReaderOwner, group: GroupId, id: MemberId) -> Result<&mut Member, Refusal> {
+        self.member(group, id).filter(|member| member.owner == Some(owner)).ok_or(Refusal::UnknownMember)
+    }
+
+    /// The member is absent, and ends at `until` unless it comes back.
+    fn miss(&mut self, group: GroupId, id: MemberId, until: Nanos) {
+        let Some(member) = self.member(group, id) else { unreachable!("the caller looked it up") };
+        member.absent = true;
+        let before = std::mem::replace(&mut member.due, until);
+        self.timers.remove(&(before, Timer::Member(group, id)));
+        self.timers.insert((until, Timer::Member(group, id)));
+    }
+
+    fn remove(&mut self, id: GroupId, member: MemberId) {
+        let Some(group) = self.groups.get_mut(&id) else { unreachable!("the caller looked it up") };
+        let name = group.names.remove(&member);
+        let Some(gone) = name.and_then(|name| group.members.remove(&name)) else { unreachable!("it has a name") };
+        group.fenced.push(member);
+        self.members -= 1;
+        self.timers.remove(&(gone.due, Timer::Member(id, member)));
+        if let Some(owner) = gone.owner {
+            disown(&mut self.by_owner, owner, id, member);
+        }
+        self.make_stale(id);
+    }
+
+    /// The group's next assignment is due, unless it settles.
+    fn make_stale(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if (group.settling.is_none() || group.members.is_empty()) && !std::mem::replace(&mut group.stale, true) {
+            self.stale.push_back(id);
+        }
+    }
+
+    fn reassign(&mut self, id: GroupId, queues_of: &impl Fn(TopicId) -> u32) {
+        let Some(group) = self.groups.get_mut(&id) else { unreachable!("the caller looked it up") };
+        group.stale = false;
+        if group.settling.is_some() && !group.members.is_empty() {
+            return;
+        }
+        let before = group.make_next(queues_of);
+        if group.assignment != before || !group.fenced.is_empty() || group.number == 0 {
+            self.last_number += 1;
+            group.number = self.last_number;
+            self.effects.push_back(HomeEffect::Assign {
+                group: id,
+                number: group.number,
+                holders: group.assignment.iter().collect(),
+                fenced: std::mem::take(&mut group.fenced),
+            });
+        }
+        self.effects.extend(group.tell(id, &before));
+        if group.members.is_empty()
+            && let Some(group) = self.groups.remove(&id)
+            && let Some(settling) = group.settling
+        {
+            self.timers.remove(&(settling.due, Timer::Settle(id)));
+        }
+    }
+}
+
+impl HomeGroup {
+    fn new(settled_latest: Nanos) -> Self {
+        Self {
+            members: BTreeMap::new(),
+            names: FxHashMap::default(),
+            assignment: Assignment::default(),
+            number: 0,
+            settling: Some(Settling { latest: settled_latest, due: settled_latest }),
+            fenced: Vec::new(),
+            stale: false,
+        }
+    }
+
+    /// Makes the next assignment and returns the last.
+    fn make_next(&mut self, queues_of: &impl Fn(TopicId) -> u32) -> Assignment {
+        let candidates: Vec<Candidate<'_>> = self
+            .members
+            .values()
+            .map(|member| Candidate { id: member.id, hash: member.hash, topics: &member.topics, absent: member.absent })
+            .collect();
+        let next = self.assignment.next(&candidates, queues_of);
+        std::mem::replace(&mut self.assignment, next)
+    }
+
+    /// Tells those whose queues are not what they were `before`, and those who were told nothing since they joined.
+    fn tell(&mut self, id: GroupId, before: &Assignment) -> Vec<HomeEffect> {
+        let mut changed: FxHashSet<MemberId> =
+            self.members.values().filter(|member| member.untold).map(|member| member.id).collect();
+        let (mut old, mut new) = (before.iter().peekable(), self.assignment.iter().peekable());
+        // Both ascend: what stands in one alone, or under another holder, has changed for each holder that it names.
+        loop {
+            match (old.peek().copied(), new.peek().copied()) {
+                (Some(a), Some(b)) if (a.0, a.1) == (b.0, b.1) => {
+                    if a.2 != b.2 {
+                        changed.extend([a.2, b.2]);
+                    }
+                    (old.next(), new.next());
+                }
+                (Some(a), b) if b.is_none_or(|b| (a.0, a.1) < (b.0, b.1)) => {
+                    changed.insert(a.2);
+                    old.next();
+                }
+                (_, Some(b)) => {
+                    changed.insert(b.2);
+                    new.next();
+                }
+                (_, None) => break,
+            }
+        }
+        let mut queues: FxHashMap<MemberId, Vec<(TopicId, QueueId)>> = FxHashMap::default();
+        for (topic, queue, holder) in self.assignment.iter().filter(|row| changed.contains(&row.2)) {
+            queues.entry(holder).or_default().push((topic, queue));
+        }
+        let number = self.number;
+        let mut effects = Vec::new();
+        for member in self.members.values_mut().filter(|member| changed.contains(&member.id)) {
+            let queues = queues.remove(&member.id).unwrap_or_default();
+            (member.queues, member.told, member.untold) = (queues.len() as u32, number, false);
+            if let Some(owner) = member.owner {
+                effects.push(HomeEffect::Tell { owner, group: id, member: member.id, number, queues });
+            }
+        }
+        effects
+    }
+}
+
+/// The connection does not speak for that member any more.
+fn disown(
+    by_owner: &mut FxHashMap<ReaderOwner, BTreeSet<(GroupId, MemberId)>>,
+    owner: ReaderOwner,
+    group: GroupId,
+    member: MemberId,
+) {
+    if let Some(members) = by_owner.get_mut(&owner) {
+        members.remove(&(group, member));
+        if members.is_empty() {
+            by_owner.remove(&owner);
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Consumer groups.
+//!
+//! - `assignment`: who is to hold which queue
+//! - `home`: who the members are, at the shard that sees them
+
+mod assignment;
+mod home;
+
+pub use home::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
+
+#[cfg(test)]
+mod tests;

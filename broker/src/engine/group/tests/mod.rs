@@ -1,0 +1,4 @@
+//! Tests of the parts of consumer groups that live in memory alone.
+
+mod assignment;
+mod home;
