@@ -55,6 +55,7 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    #[cfg(test)]
     pub fn holder(&self, topic: TopicId, queue: QueueId) -> Option<MemberId> {
         self.topics.get(&topic)?.get(queue.0 as usize).copied().filter(|&holder| holder != NOBODY)
     }
@@ -69,6 +70,7 @@ impl Assignment {
         })
     }
 
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
     }
@@ -153,7 +155,9 @@ impl<'a> Levelling<'a> {
                 let new = || Topic { id: topic, holders: vec![NONE; queues], classes: Vec::new() };
                 topics.entry(topic).or_insert_with(new).classes.push(class);
             }
-            indexes.iter().for_each(|&index| class_of[index as usize] = class);
+            for &index in &indexes {
+                class_of[index as usize] = class;
+            }
             classes.push(Class { filled: indexes.into_iter().map(|index| (0, index)).collect(), absent });
         }
         Self {

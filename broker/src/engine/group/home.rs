@@ -22,9 +22,10 @@ use std::sync::Arc;
 
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, TopicId};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
-use super::assignment::{Assignment, Candidate, MemberHash};
+use super::assignment::MemberHash;
+use super::roster::{Member, Roster};
 use crate::engine::reader::ReaderOwner;
 use crate::engine::refusal::Refusal;
 use crate::limits;
@@ -106,49 +107,6 @@ pub struct HomeView {
     pub members: usize,
 }
 
-#[derive(Debug)]
-struct Member {
-    id: MemberId,
-    hash: MemberHash,
-    client: Box<str>,
-    topics: Box<[TopicId]>,
-    joined: Nanos,
-    /// Its connection, while that is open.
-    owner: Option<ReaderOwner>,
-    /// When it was last heard of.
-    heard: Nanos,
-    /// Lost or silent: it has until `due` to come back.
-    absent: bool,
-    /// When it stands in the list of timers.
-    due: Nanos,
-    /// Of the assignment that it was told last; 0: none.
-    told: u64,
-    /// It has to be told its queues whether or not they change.
-    untold: bool,
-    queues: u32,
-}
-
-#[derive(Debug)]
-struct HomeGroup {
-    members: BTreeMap<Arc<str>, Member>,
-    names: FxHashMap<MemberId, Arc<str>>,
-    assignment: Assignment,
-    number: u64,
-    settling: Option<Settling>,
-    /// Members that are gone and that the owners were not told of.
-    fenced: Vec<MemberId>,
-    /// Stands in the list of those whose next assignment is due.
-    stale: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Settling {
-    /// No later than this.
-    latest: Nanos,
-    /// When it stands in the list of timers.
-    due: Nanos,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     /// Its members joined long enough ago.
@@ -162,7 +120,7 @@ enum Timer {
 pub struct Membership {
     options: MembershipOptions,
     /// Groups that have members.
-    groups: FxHashMap<GroupId, HomeGroup>,
+    groups: FxHashMap<GroupId, Roster>,
     /// The members of each open connection.
     by_owner: FxHashMap<ReaderOwner, BTreeSet<(GroupId, MemberId)>>,
     /// One per member and one per group that settles.
@@ -206,7 +164,7 @@ impl Membership {
                 return Err(Refusal::LimitReached("members"));
             }
         }
-        let group = self.groups.entry(id).or_insert_with(|| HomeGroup::new(now + limits::GROUP_SETTLED_WITHIN.0));
+        let group = self.groups.entry(id).or_insert_with(|| Roster::new(now + limits::GROUP_SETTLED_WITHIN.0));
         if let Some(settling) = &mut group.settling {
             self.timers.remove(&(settling.due, Timer::Settle(id)));
             settling.due = settling.latest.min(now + limits::GROUP_SETTLED_AFTER.0);
@@ -362,9 +320,11 @@ impl Membership {
 
     /// A topic has more queues than before, or was deleted. Looks at every member of this home, as that is rare.
     pub fn topic_changed(&mut self, topic: TopicId) {
-        let wants = |group: &HomeGroup| group.members.values().any(|member| member.topics.contains(&topic));
+        let wants = |group: &Roster| group.members.values().any(|member| member.topics.contains(&topic));
         let groups: Vec<GroupId> = self.groups.iter().filter(|(_, group)| wants(group)).map(|(&id, _)| id).collect();
-        groups.into_iter().for_each(|id| self.make_stale(id));
+        for id in groups {
+            self.make_stale(id);
+        }
     }
 
     /// The group was deleted, and its members end with it. The owners of its queues learn that by themselves.
@@ -432,19 +392,8 @@ impl Membership {
     /// Bytes that the members take here, tables taken as full; what waits to be told is not counted.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
-        let member = |(name, member): (&Arc<str>, &Member)| {
-            let texts = name.len() + 2 * size_of::<usize>() + member.client.len();
-            // A node of a tree is half full at the least.
-            texts + member.topics.len() * size_of::<TopicId>() + 2 * size_of::<(Arc<str>, Member)>()
-        };
-        let group = |group: &HomeGroup| {
-            size_of::<(GroupId, HomeGroup)>()
-                + group.members.iter().map(member).sum::<usize>()
-                + group.names.capacity() * (size_of::<(MemberId, Arc<str>)>() + 1)
-                + group.assignment.bytes()
-        };
         let owned = size_of::<(ReaderOwner, BTreeSet<(GroupId, MemberId)>)>() + 1;
-        self.groups.values().map(group).sum::<usize>()
+        self.groups.values().map(Roster::bytes).sum::<usize>()
             + self.by_owner.capacity() * owned
             + self
                 .by_owner
@@ -520,72 +469,6 @@ impl Membership {
         {
             self.timers.remove(&(settling.due, Timer::Settle(id)));
         }
-    }
-}
-
-impl HomeGroup {
-    fn new(settled_latest: Nanos) -> Self {
-        Self {
-            members: BTreeMap::new(),
-            names: FxHashMap::default(),
-            assignment: Assignment::default(),
-            number: 0,
-            settling: Some(Settling { latest: settled_latest, due: settled_latest }),
-            fenced: Vec::new(),
-            stale: false,
-        }
-    }
-
-    /// Makes the next assignment and returns the last.
-    fn make_next(&mut self, queues_of: &impl Fn(TopicId) -> u32) -> Assignment {
-        let candidates: Vec<Candidate<'_>> = self
-            .members
-            .values()
-            .map(|member| Candidate { id: member.id, hash: member.hash, topics: &member.topics, absent: member.absent })
-            .collect();
-        let next = self.assignment.next(&candidates, queues_of);
-        std::mem::replace(&mut self.assignment, next)
-    }
-
-    /// Tells those whose queues are not what they were `before`, and those who were told nothing since they joined.
-    fn tell(&mut self, id: GroupId, before: &Assignment) -> Vec<HomeEffect> {
-        let mut changed: FxHashSet<MemberId> =
-            self.members.values().filter(|member| member.untold).map(|member| member.id).collect();
-        let (mut old, mut new) = (before.iter().peekable(), self.assignment.iter().peekable());
-        // Both ascend: what stands in one alone, or under another holder, has changed for each holder that it names.
-        loop {
-            match (old.peek().copied(), new.peek().copied()) {
-                (Some(a), Some(b)) if (a.0, a.1) == (b.0, b.1) => {
-                    if a.2 != b.2 {
-                        changed.extend([a.2, b.2]);
-                    }
-                    (old.next(), new.next());
-                }
-                (Some(a), b) if b.is_none_or(|b| (a.0, a.1) < (b.0, b.1)) => {
-                    changed.insert(a.2);
-                    old.next();
-                }
-                (_, Some(b)) => {
-                    changed.insert(b.2);
-                    new.next();
-                }
-                (_, None) => break,
-            }
-        }
-        let mut queues: FxHashMap<MemberId, Vec<(TopicId, QueueId)>> = FxHashMap::default();
-        for (topic, queue, holder) in self.assignment.iter().filter(|row| changed.contains(&row.2)) {
-            queues.entry(holder).or_default().push((topic, queue));
-        }
-        let number = self.number;
-        let mut effects = Vec::new();
-        for member in self.members.values_mut().filter(|member| changed.contains(&member.id)) {
-            let queues = queues.remove(&member.id).unwrap_or_default();
-            (member.queues, member.told, member.untold) = (queues.len() as u32, number, false);
-            if let Some(owner) = member.owner {
-                effects.push(HomeEffect::Tell { owner, group: id, member: member.id, number, queues });
-            }
-        }
-        effects
     }
 }
 
