@@ -146,9 +146,6 @@ pub const SUBSCRIPTIONS_MAX: usize = 262_144;
 pub const GROUP_MEMBERS_MAX: usize = 4_096;
 /// Members of the groups whose home one shard is, at most 1 KiB each beside their queues: 64 MiB.
 pub const MEMBERS_MAX: usize = 65_536;
-/// Queues of one member: 16 bytes each in the assignment that it is told, 4 MiB. What a group has above that waits for another
-/// member.
-pub const GROUP_MEMBER_QUEUES_MAX: u32 = 262_144;
 /// A group's first assignment, and each after a start, waits until nobody has joined for this long: members that start or come
 /// back together share the queues from the beginning.
 pub const GROUP_SETTLED_AFTER: Nanos = Nanos::from_millis(300);

@@ -17,9 +17,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peregrine_protocol::ids::{MemberId, QueueId, TopicId};
+use peregrine_protocol::limits::MEMBER_QUEUES_MAX;
 use xxhash_rust::xxh64::xxh64;
-
-use crate::limits;
 
 /// No member.
 const NOBODY: MemberId = MemberId(0);
@@ -191,7 +190,7 @@ impl<'a> Levelling<'a> {
             for queue in 0..self.topics[topic as usize].holders.len() as u32 {
                 if self.topics[topic as usize].holders[queue as usize] == NONE
                     && let Some(least) = self.least_wanting(topic)
-                    && least < limits::GROUP_MEMBER_QUEUES_MAX
+                    && (least as usize) < MEMBER_QUEUES_MAX
                 {
                     let member = self.choose(topic, queue, least);
                     self.give(topic, queue, member);

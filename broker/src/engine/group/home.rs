@@ -16,7 +16,7 @@
 //! group settles before its first assignment, so that members that come back together share the queues from the beginning. A
 //! group without members takes nothing here, and a member that does nothing costs one look per silence time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ use super::assignment::{Assignment, Candidate, MemberHash};
 use super::home::HomeEffect;
 use crate::engine::reader::ReaderOwner;
 
+/// Somebody who joined.
 #[derive(Debug)]
 pub struct Member {
     pub id: MemberId,
@@ -32,11 +33,14 @@ pub struct Member {
     pub queues: u32,
 }
 
+/// The members of one group.
 #[derive(Debug)]
 pub struct Roster {
+    /// By name.
     pub members: BTreeMap<Arc<str>, Member>,
     pub names: FxHashMap<MemberId, Arc<str>>,
     pub assignment: Assignment,
+    /// Of the assignment; 0 before the first.
     pub number: u64,
     pub settling: Option<Settling>,
     /// Members that are gone and that the owners were not told of.
@@ -45,6 +49,7 @@ pub struct Roster {
     pub stale: bool,
 }
 
+/// A group that waits for its first members to be complete.
 #[derive(Clone, Copy, Debug)]
 pub struct Settling {
     /// No later than this.
