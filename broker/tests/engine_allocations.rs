@@ -1,8 +1,5 @@
 //! A message's way through the engine allocates nothing but what the index grows by: a chunk for every 64 batches.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use peregrine_broker::engine::{
     Acknowledgements, BatchOffer, CatalogueDecision, Credit, Delivery, Engine, EngineOptions, HOME, MemoryLevel,
     ProduceDecision, ReaderOwner, StartAt,
@@ -12,39 +9,6 @@ use peregrine_protocol::entry::EntryFlags;
 use peregrine_protocol::ids::{
     DurableLevel, Epoch, LogPosition, Nanos, ProducerEpoch, ProducerId, QueueId, Sequence, TopicId,
 };
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    ALLOCATIONS.with(|allocations| allocations.set(allocations.get() + 1));
-}
-
-// SAFETY: every call is handed on to the system's allocator as it came; counting touches a plain thread-local number.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const QUEUES: u64 = 8;
 
@@ -117,12 +81,8 @@ fn a_message_allocates_nothing_but_its_share_of_the_index() {
     for _ in 0..10_000 {
         run.message();
     }
-    let before = ALLOCATIONS.with(Cell::get);
     let messages = 640_000;
-    for _ in 0..messages {
-        run.message();
-    }
-    let allocations = ALLOCATIONS.with(Cell::get) - before;
+    let ((), allocations) = peregrine_allocations::of_this_thread(|| (0..messages).for_each(|_| run.message()));
     assert_eq!((run.answered, run.delivered), (run.sent, run.sent));
     let chunks = messages / u64::from(limits::INDEX_CHUNK_BATCHES);
     // A chunk is made at the size of the one before and may grow once and shrink once; the lists of chunks grow by doubling.

@@ -1,8 +1,6 @@
 //! A message's way into the log and out of its ring allocates nothing.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use peregrine_allocations::of_this_thread;
 use peregrine_broker::log::damage::Extent;
 use peregrine_broker::log::disk::simulated::{Conditions, Machine};
 use peregrine_broker::log::{AppendRefused, BootId, Directory, Log, LogOptions, Replay};
@@ -11,39 +9,6 @@ use peregrine_protocol::entry::{DirectoryId, DirectorySecret, EntryDraft, EntryF
 use peregrine_protocol::ids::{
     DurableLevel, Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence, ShardId, TopicId,
 };
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    ALLOCATIONS.with(|allocations| allocations.set(allocations.get() + 1));
-}
-
-// SAFETY: every call is handed on to the system's allocator as it came; counting touches a plain thread-local number.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 struct Nothing;
 
@@ -88,32 +53,33 @@ fn appends_and_reads_of_the_tail_allocate_nothing() {
     let (mut appended, mut refused, mut larges) = (0, 0, 0);
     for round in 0..400 {
         let level = if round % 2 == 0 { DurableLevel::Memory } else { DurableLevel::Synced };
-        let before = ALLOCATIONS.get();
-        for _ in 0..50 {
-            match log.append(&draft(&payload, level), &payload, now()) {
-                Ok(place) => {
-                    appended += 1;
-                    let read = log.read_ring(place.position, (place.end - place.position) as usize);
-                    assert!(read.is_some_and(|bytes| bytes[96..96 + 1024] == payload[..]));
+        let ((), allocations) = of_this_thread(|| {
+            for _ in 0..50 {
+                match log.append(&draft(&payload, level), &payload, now()) {
+                    Ok(place) => {
+                        appended += 1;
+                        let read = log.read_ring(place.position, (place.end - place.position) as usize);
+                        assert!(read.is_some_and(|bytes| bytes[96..96 + 1024] == payload[..]));
+                    }
+                    Err(AppendRefused::NoRoom) => refused += 1,
+                    Err(other) => panic!("{other}"),
                 }
-                Err(AppendRefused::NoRoom) => refused += 1,
-                Err(other) => panic!("{other}"),
             }
-        }
-        if round % 10 == 0
-            && let Ok(mut large) = log.begin_large(&draft(&large_payload, level), now())
-        {
-            while !log.copy_step(&mut large, &large_payload) {}
-            larges += 1;
-        }
-        assert_eq!(ALLOCATIONS.get(), before, "in round {round}");
+            if round % 10 == 0
+                && let Ok(mut large) = log.begin_large(&draft(&large_payload, level), now())
+            {
+                while !log.copy_step(&mut large, &large_payload) {}
+                larges += 1;
+            }
+        });
+        assert_eq!(allocations, 0, "in round {round}");
         while let Some(task) = log.next_task(now()) {
             let completion = machine.block_on(task.run());
             log.complete(completion, now());
         }
-        let before = ALLOCATIONS.get();
-        assert!(log.next_task(now()).is_none());
-        assert_eq!(ALLOCATIONS.get(), before, "asking for work where there is none");
+        let (task, allocations) = of_this_thread(|| log.next_task(now()));
+        assert!(task.is_none());
+        assert_eq!(allocations, 0, "asking for work where there is none");
     }
     assert!(appended > 10_000 && larges > 10, "{appended} appended, {refused} refused, {larges} large");
 }

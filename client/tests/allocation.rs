@@ -1,9 +1,7 @@
 //! Producing and receiving through a session allocate nothing once the caller's buffers have their size: what the load generator's
-//! pinned threads rely on. Counted by the allocator itself, for this test's own process.
+//! pinned threads rely on.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use peregrine_allocations::of_this_thread;
 use peregrine_client::session::{Event, Received, Session, SessionOptions};
 use peregrine_protocol::checksum::crc32;
 use peregrine_protocol::entry::{DirectoryId, EntryFlags};
@@ -13,35 +11,6 @@ use peregrine_protocol::ids::{
 };
 use peregrine_protocol::message::{BatchHead, Credit, Deliver, HelloAnswer, ProduceAnswer, ProduceHead};
 use peregrine_protocol::record::{Batch, RecordDraft};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged; counting touches no memory that it hands out.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps `alloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps `dealloc`'s contract; the pointer came from `alloc` above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    work();
-    ALLOCATIONS.get() - before
-}
 
 fn ready_session() -> Session {
     let mut out = Vec::new();
@@ -70,7 +39,7 @@ fn a_message_costs_no_allocation() {
     let mut incoming = Vec::with_capacity(4 << 10);
     let flags = EntryFlags::for_level(DurableLevel::Synced);
     let mut seen = 0;
-    let count = allocations(|| {
+    let ((), count) = of_this_thread(|| {
         for number in 0..1_000_u64 {
             record.clear();
             RecordDraft { body: &body, born_time: Some(Nanos(number)), ..RecordDraft::default() }

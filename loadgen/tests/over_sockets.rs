@@ -6,11 +6,10 @@
 
 mod null_broker;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 
 use clap::Parser;
+use peregrine_allocations::of_this_thread;
 use peregrine_loadgen::cli::{Cli, Command, RunArgs};
 use peregrine_loadgen::clock::{Clock, MILLISECOND, SECOND};
 use peregrine_loadgen::content::Content;
@@ -19,30 +18,6 @@ use peregrine_loadgen::run::run;
 use peregrine_loadgen::schedule::Schedule;
 use peregrine_loadgen::wire::{Control, Topics, Wire, queues_of_thread};
 use peregrine_loadgen::workload::Workload;
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; the counter is a thread-local without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 fn arguments(broker: &str, more: &str) -> RunArgs {
     let line = format!(
@@ -90,9 +65,7 @@ fn a_generator_thread_allocates_nothing_while_the_load_runs() {
     let workload = Arc::new(Workload { run: 1, size: load.size, schedule, content: Content::random(1) });
     let queues = queues_of_thread(&load, 0, 1);
     let generator = Generator::new(wire, clock, Idle::Sleep, &workload, (0, 1), &queues, 5 * SECOND);
-    let before = ALLOCATIONS.get();
-    let outcome = generator.run();
-    let allocations = ALLOCATIONS.get() - before;
+    let (outcome, allocations) = of_this_thread(|| generator.run());
     assert!(outcome.failure.is_none(), "{:?}", outcome.failure);
     assert_eq!((outcome.tally.acknowledged(), outcome.tally.delivered()), (4_000, 4_000));
     assert_eq!(allocations, 0, "4,000 messages were sent and received");

@@ -1,45 +1,12 @@
-//! Decoding allocates nothing, and neither does encoding on a message's path once the caller's buffer has grown: counted by the
-//! process's allocator, per thread.
+//! Decoding allocates nothing, and neither does encoding on a message's path once the caller's buffer has grown.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use peregrine_allocations::of_this_thread;
 use peregrine_protocol::entry::{EntryFlags, EntryHeader, EntryKind};
 use peregrine_protocol::frame::{self, Frame, Received};
 use peregrine_protocol::ids::*;
 use peregrine_protocol::limits::FRAME_MAX_DEFAULT;
 use peregrine_protocol::message::*;
 use peregrine_protocol::record::{Batch, RecordDraft};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is handed to the system's allocator as it came; counting touches a thread-local cell without a destructor,
-// which allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps `GlobalAlloc`'s contract, which is the same one.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations_of(work: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.with(Cell::get);
-    work();
-    ALLOCATIONS.with(Cell::get) - before
-}
 
 fn frame_of(bytes: &[u8]) -> Frame<'_> {
     match frame::decode(bytes, FRAME_MAX_DEFAULT) {
@@ -59,11 +26,6 @@ fn produce_head(payload: &[u8]) -> ProduceHead {
         record_count: 2,
         flags: EntryFlags::for_level(DurableLevel::Memory),
     }
-}
-
-#[test]
-fn the_counter_counts() {
-    assert_eq!(allocations_of(|| drop(std::hint::black_box(Box::new(7)))), 1);
 }
 
 #[test]
@@ -112,7 +74,7 @@ fn no_request_or_answer_allocates_to_be_decoded() {
     Answer::Assignment(Assignment { group: GroupId(1), member: MemberId(1), number: 1, queues: queues[..].into() })
         .encode(Correlation(1), &mut answers[4]);
     let mut seen = 0;
-    let allocated = allocations_of(|| {
+    let ((), allocated) = of_this_thread(|| {
         for bytes in &requests {
             match Request::decode(&frame_of(bytes)) {
                 Ok(Request::Metadata(metadata)) => seen += metadata.names.iter().map(str::len).sum::<usize>(),
@@ -183,5 +145,5 @@ fn a_message_s_path_allocates_nothing_in_either_direction() {
         }
     };
     path();
-    assert_eq!(allocations_of(path), 0);
+    assert_eq!(of_this_thread(path).1, 0);
 }
