@@ -2,7 +2,7 @@
 //! adding counts.
 //!
 //! ```text
-//!   received ──► appended ──► flushed ──► acknowledged          visible ──► sent
+//!   received ──► appended ──► flushed ──► acknowledged          handed out ──► sent
 //! ```
 
 use hdrhistogram::Histogram;
@@ -25,7 +25,8 @@ pub enum Stage {
     Acknowledge,
     /// From the read to the send of the acknowledgement.
     Whole,
-    /// From the moment a reader may see it to the send.
+    /// From the moment its batch is handed out to a reader, which is when it is visible, the reader has credit and the one before it
+    /// is on its way, to the send. What a reader without credit, or one that catches up, waits for is not the broker's time.
     Deliver,
 }
 
@@ -39,7 +40,7 @@ impl Stage {
             Stage::Flush => "appended_to_flushed",
             Stage::Acknowledge => "flushed_to_acknowledged",
             Stage::Whole => "received_to_acknowledged",
-            Stage::Deliver => "visible_to_sent",
+            Stage::Deliver => "handed_out_to_sent",
         }
     }
 }

@@ -300,7 +300,7 @@ impl Shard {
             match (delivery, peer) {
                 (Delivery::Batch { batch, .. }, peer) => {
                     self.counters.delivered_batches.set(self.counters.delivered_batches.get() + 1);
-                    let held = Held::Delivery { shard: self.id, subscription, batch, visible_at: now };
+                    let held = Held::Delivery { shard: self.id, subscription, batch, handed_out_at: now };
                     peer.outlet().hold(held);
                 }
                 (Delivery::Ended { .. }, Peer::Connection(connection)) => {

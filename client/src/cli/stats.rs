@@ -32,7 +32,11 @@ fn latency(value: &Value) -> Table {
     let rows = objects(value, "stages");
     let mut names: Vec<&String> = rows.first().map(|row| row.keys().collect()).unwrap_or_default();
     names.sort_by_key(|name| (latency_rank(name), name.len(), (*name).clone()));
-    let mut table = Table::new(names.iter().map(|name| name.trim_end_matches("_us").to_uppercase()));
+    let heading = |name: &&String| match name.strip_suffix("_us") {
+        Some(figure) => format!("{} µs", figure.to_uppercase()),
+        None => name.to_uppercase(),
+    };
+    let mut table = Table::new(names.iter().map(heading));
     for row in &rows {
         table.row(names.iter().map(|name| row.get(*name).map_or_else(String::new, cell)));
     }
@@ -122,7 +126,8 @@ mod tests {
         ]});
         assert_eq!(
             print(&latency(&value)),
-            "STAGE     COUNT  P50  P99  P99.99   MAX\nappended     10  1.0  2.5     9.0  12.0\n"
+            "STAGE     COUNT  P50 µs  P99 µs  P99.99 µs  MAX µs\n\
+             appended     10     1.0     2.5        9.0    12.0\n"
         );
     }
 

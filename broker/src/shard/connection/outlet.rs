@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 /// Something to be sent.
 #[derive(Debug)]
 pub enum Held {
-    Delivery { shard: ShardId, subscription: SubscriptionId, batch: BatchPlace, visible_at: Nanos },
+    Delivery { shard: ShardId, subscription: SubscriptionId, batch: BatchPlace, handed_out_at: Nanos },
     Fetch(Box<HeldFetch>),
 }
 

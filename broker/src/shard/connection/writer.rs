@@ -103,8 +103,8 @@ fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
         let mut held = connection.outlet.held.borrow_mut();
         let cold = connection.outlet.cold.borrow();
         match held.front_mut()? {
-            Held::Delivery { shard: id, subscription, batch, visible_at } => {
-                let (id, subscription, visible_at) = (*id, *subscription, *visible_at);
+            Held::Delivery { shard: id, subscription, batch, handed_out_at } => {
+                let (id, subscription, handed_out_at) = (*id, *subscription, *handed_out_at);
                 match executor.shard(id)?.header_of(batch, cold.as_ref()) {
                     Ok(header) => answers::delivery(&mut outbox, id, subscription, batch, &header),
                     Err(NoBytes::Unread(missing)) => return Some(missing),
@@ -118,7 +118,7 @@ fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
                 }
                 held.pop_front();
                 drop((outbox, held, cold));
-                connection.mark(Mark { shard: id, stage: Stage::Deliver, since: visible_at });
+                connection.mark(Mark { shard: id, stage: Stage::Deliver, since: handed_out_at });
                 executor.delivered(id, subscription);
             }
             Held::Fetch(fetch) => {
