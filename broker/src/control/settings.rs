@@ -160,10 +160,6 @@ pub struct Ready {
 
 impl fmt::Display for Idle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Spin => "spin",
-            Self::Adaptive => "adaptive",
-            Self::Park => "park",
-        })
+        f.write_str(self.word())
     }
 }

@@ -1,4 +1,7 @@
 //! Values on their way from the table to [`Settings`]: each was checked alone, here they are checked together.
+//!
+//! A draft is no [`Settings`] with holes: in a half-made one the shards could not tell a value that was never settled from one that
+//! is. What both have in common is moved over once, field by field, and the compiler sees that none is forgotten.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -41,10 +41,6 @@ impl Configuration {
         self.draft.ring_directory.as_ref()
     }
 
-    pub fn ring_bytes(&self) -> u64 {
-        self.draft.ring_bytes
-    }
-
     /// The settings for a data directory of `shards` shards; `rings` where their ring files can lie.
     pub fn settle(self, shards: u16, rings: Option<PathBuf>) -> Result<Settings, String> {
         let mut draft = self.draft;
