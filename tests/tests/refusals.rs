@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::{fs, io};
 
 use peregrine_tests::broker::{Refusal, Settings};
+use peregrine_tests::mount::Mount;
 
 /// The refusal says all of these words, and does not look like a crash.
 #[track_caller]
@@ -73,9 +74,20 @@ fn a_message_may_be_larger_than_ring_and_segment_take() {
 
 #[test]
 fn the_tmpfs_has_no_room_for_the_ring() {
-    let Some(tmpfs) = Tmpfs::mount("512k") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let Some(tmpfs) = Mount::at(folder.path(), "tmpfs", "size=512k") else { return };
     let mut broker = Settings::default().ring_parent(tmpfs.path()).prepare();
     says(&broker.start_refused(), &[&tmpfs.path().to_string_lossy(), "ring"]);
+}
+
+#[test]
+fn the_data_directory_has_no_direct_io() {
+    let mut broker = Settings::default().prepare();
+    fs::create_dir(broker.data()).unwrap();
+    // Everything on a ramfs is in the page cache and nowhere else.
+    let Some(ramfs) = Mount::at(broker.data(), "ramfs", "mode=0700") else { return };
+    says(&broker.start_refused(), &[&ramfs.path().to_string_lossy(), "O_DIRECT", "ext4 or XFS"]);
+    assert!(!broker.data().join("shard-0000").exists(), "nothing was built on it");
 }
 
 #[test]
@@ -154,33 +166,4 @@ fn forbid_io_uring() -> io::Result<()> {
         }
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// A small tmpfs, unmounted when dropped.
-struct Tmpfs {
-    folder: tempfile::TempDir,
-}
-
-impl Tmpfs {
-    /// `None`, with a line, where this user may not mount.
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(folder.path());
-        if !command.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
-            eprintln!("skipped: this user may not mount a tmpfs");
-            return None;
-        }
-        Some(Tmpfs { folder })
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.folder.path()).status();
-    }
 }

@@ -79,6 +79,8 @@ pub enum TestFault {
     HoldWrite(u64),
     /// The n-th write of the run (from 1) fails.
     FailWrite(u64),
+    /// The shard panics where the n-th write of the run (from 1) is about to be issued.
+    PanicAtWrite(u64),
     /// The process kills itself (as by kill -9) behind the n-th step of recovery.
     KillAfterStep(u8),
     /// Executors do not hear what shard 0 tells of the catalogue.

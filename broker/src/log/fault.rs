@@ -104,6 +104,7 @@ struct Switches {
     hold_flushes_while: Cell<Option<&'static AtomicBool>>,
     hold_write: Cell<Option<u64>>,
     fail_write: Cell<Option<u64>>,
+    panic_at_write: Cell<Option<u64>>,
     planted: Cell<Option<Planted>>,
     after_step: RefCell<Option<AfterStep>>,
 }
@@ -133,6 +134,11 @@ impl Faults {
         self.0.fail_write.set(n);
     }
 
+    /// The log panics where it is about to issue the n-th write of a run (from 1), as a bug in it would.
+    pub fn panic_at_write(&self, n: Option<u64>) {
+        self.0.panic_at_write.set(n);
+    }
+
     pub fn plant(&self, planted: Option<Planted>) {
         self.0.planted.set(planted);
     }
@@ -152,6 +158,10 @@ impl Faults {
 
     pub(super) fn fails(&self, write: u64) -> bool {
         self.0.fail_write.get() == Some(write)
+    }
+
+    pub(super) fn panic_if_at(&self, write: u64) {
+        assert!(self.0.panic_at_write.get() != Some(write), "a test asked for a panic at write {write}");
     }
 
     pub(super) fn has(&self, planted: Planted) -> bool {
@@ -174,6 +184,7 @@ impl fmt::Debug for Faults {
             .field("hold_flushes", &self.0.hold_flushes)
             .field("hold_write", &self.0.hold_write)
             .field("fail_write", &self.0.fail_write)
+            .field("panic_at_write", &self.0.panic_at_write)
             .field("planted", &self.0.planted)
             .finish_non_exhaustive()
     }

@@ -278,6 +278,7 @@ fn faults(wanted: &[TestFault]) -> Faults {
             TestFault::HoldWrite(n) => faults.hold_write(Some(n)),
             TestFault::FailWrite(n) => faults.fail_write(Some(n)),
             TestFault::MissNews => {}
+            TestFault::PanicAtWrite(n) => faults.panic_at_write(Some(n)),
             TestFault::KillAfterStep(n) => faults.after_step(move |step: RecoveryStep| {
                 if step as u8 == n {
                     kill_this_process();

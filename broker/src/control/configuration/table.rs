@@ -283,7 +283,7 @@ pub const TABLE: &[Row] = &[
     Row {
         key: "test_fault",
         value: Some("NAME[=N]"),
-        help: "A defect for tests: hold-flushes, hold-write=N, fail-write=N, kill-after-step=N or miss-news.",
+        help: "A defect for tests: hold-flushes, hold-write=N, fail-write=N, panic-at-write=N, kill-after-step=N or miss-news.",
         reason: "None.",
         repeats: true,
         hidden: true,
@@ -294,12 +294,13 @@ pub const TABLE: &[Row] = &[
                 ("hold-flushes", None) => TestFault::HoldFlushes,
                 ("hold-write", Some(n)) => TestFault::HoldWrite(n),
                 ("fail-write", Some(n)) => TestFault::FailWrite(n),
+                ("panic-at-write", Some(n)) => TestFault::PanicAtWrite(n),
                 ("kill-after-step", Some(n @ 1..=255)) => TestFault::KillAfterStep(n as u8),
                 ("miss-news", None) => TestFault::MissNews,
                 _ => {
-                    return Err(
-                        "is hold-flushes, hold-write=N, fail-write=N, kill-after-step=N or miss-news".to_owned()
-                    );
+                    let faults =
+                        "hold-flushes, hold-write=N, fail-write=N, panic-at-write=N, kill-after-step=N or miss-news";
+                    return Err(format!("is {faults}"));
                 }
             });
             Ok(())

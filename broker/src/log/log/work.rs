@@ -104,6 +104,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
 
     fn write_task(&mut self, planned: PlannedWrite) -> LogTask<D> {
         let PlannedWrite { number, mut start, mut len } = planned;
+        self.options.faults.panic_if_at(number);
         let Some(segment) = self.segments.iter().find(|segment| start < segment.end()) else {
             unreachable!("a segment stays open until it is durable to its end")
         };
