@@ -47,7 +47,7 @@ impl<M: RingMemory> DueRing<M> {
             }
             return Err(unfit(options, bad.epoch, "(unknown)", RingUnfit::Unnamed));
         }
-        let Some(newest) = survey.newest() else { return Ok(Self::none(RingFate::FirstStart)) };
+        let Some(newest) = survey.newest() else { return Self::without_log(rings, options) };
         if newest.boot != options.boot {
             return Ok(Self::none(RingFate::OtherBoot));
         }
@@ -82,6 +82,24 @@ impl<M: RingMemory> DueRing<M> {
             }
         };
         Ok(Self { fate, file: Some((path.clone(), memory)), tail })
+    }
+
+    /// There is no segment. Then no ring is due; but a run names its segment before its ring is ready, so that a ready ring of
+    /// this very shard tells of a log that was taken away. To start anew would clear what stands only in that ring.
+    fn without_log<H: RingHost<Memory = M>>(rings: &H, options: &LogOptions) -> Result<Self, StartError> {
+        let Some(path) = &options.ring else { return Ok(Self::none(RingFate::FirstStart)) };
+        let opened = rings.open(path).map_err(io_error(options, || format!("open the staging ring {path}")))?;
+        match opened.map(|memory| PageState::read(memory.bytes())) {
+            Some(Ok(PageState::Ready { page, .. }))
+                if page.boot == options.boot && page.check_owner(&options.directory, options.shard).is_ok() =>
+            {
+                if options.discard_ring == Some(page.epoch) {
+                    return Ok(Self::none(RingFate::Discarded));
+                }
+                Err(unfit(options, page.epoch, path, RingUnfit::LogGone))
+            }
+            _ => Ok(Self::none(RingFate::FirstStart)),
+        }
     }
 
     /// `None`: the run was never ready, and what came before it was recovered.

@@ -88,6 +88,8 @@ pub enum RingUnfit {
     Positions { published: LogPosition, durable: LogPosition, size: u64 },
     #[error("the damaged identity of the newest segment does not tell which file it is")]
     Unnamed,
+    #[error("the log that it belongs to is not here")]
+    LogGone,
     #[error("its durable position {durable} lies below {known}, which is known to be durable")]
     Behind { durable: LogPosition, known: LogPosition },
 }

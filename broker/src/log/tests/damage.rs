@@ -4,11 +4,11 @@ use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::{Epoch, LogPosition, QueueId, QueueOffset, TopicId};
 
 use super::bench::{Bench, RING};
-use crate::log::StartError;
 use crate::log::damage::{Damage, Extent, LostOffsets};
 use crate::log::disk::Disk;
 use crate::log::disk::simulated::Crash;
 use crate::log::log::Appended;
+use crate::log::{RingFate, RingUnfit, StartError};
 
 /// Ten entries, each flushed on its own, then a stop of the given kind.
 pub(super) fn ten(bench: &Bench, crash: Option<Crash>) -> (Vec<Appended>, String, LogPosition) {
@@ -126,6 +126,38 @@ fn a_log_that_is_gone_but_for_its_mark_is_damage() {
     });
     let damage = damage(&bench);
     assert_eq!(damage.extents[0].extent.from, LogPosition(0));
+}
+
+/// A start that found no log took the ring for its own and cleared it: when the log was brought back, what stood only in the ring
+/// was lost, without a word.
+#[test]
+fn a_log_that_was_moved_away_finds_its_ring_when_it_comes_back() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.append_all(0..3, Synced, 500);
+    process.wait_durable();
+    process.faults.hold_flushes(true);
+    process.append_all(3..10, Memory, 500);
+    let epoch = process.report.epoch;
+    bench.crash(process, Crash::Kill);
+    bench.machine.move_away(0);
+    match bench.try_start() {
+        Err(StartError::Ring { epoch: of, reason, .. }) => assert_eq!((of, reason), (epoch, RingUnfit::LogGone)),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("the start took the ring"),
+    }
+    bench.machine.bring_back(0);
+    let process = bench.start();
+    assert_eq!(process.seen.numbers, (0..10).collect::<Vec<_>>());
+    bench.crash(process, Crash::Kill);
+
+    // Who knows that the log is not to come back gives up its ring.
+    bench.machine.move_away(0);
+    assert!(bench.try_start_with(|options| options.discard_ring = Some(epoch)).is_err(), "another run's ring");
+    let process = bench.try_start_with(|options| options.discard_ring = Some(Epoch(epoch.0 + 1)));
+    let process = process.map_err(|error| error.to_string()).unwrap();
+    assert_eq!((process.seen.numbers.len(), process.report.ring), (0, RingFate::Discarded));
+    process.close().unwrap();
 }
 
 /// The engine was told of the hole by the start that met it and by no later one, where the hole was the log's end: a topic that

@@ -25,6 +25,8 @@ pub struct Directory {
     durable_names: BTreeMap<String, Inode>,
     /// Changes since the last directory sync, with their serials.
     changes: Vec<(u64, Change)>,
+    /// What [`Directory::move_away`] took out of it.
+    aside: BTreeMap<String, Inode>,
 }
 
 impl Directory {
@@ -86,6 +88,20 @@ impl Directory {
         }
     }
 
+    /// Takes every name out of the directory, as somebody does who mounts or moves the wrong thing.
+    pub fn move_away(&mut self) {
+        self.aside = std::mem::take(&mut self.names);
+        self.durable_names.clear();
+        self.changes.clear();
+    }
+
+    /// The directory is the one that was moved away, whatever was made in its place.
+    pub fn bring_back(&mut self) {
+        self.names = std::mem::take(&mut self.aside);
+        self.durable_names.clone_from(&self.names);
+        self.changes.clear();
+    }
+
     pub fn lose_power(&mut self, tear: Tear, random: &mut Random) {
         for (_, change) in std::mem::take(&mut self.changes) {
             if random.below(16) < tear.survival {
@@ -93,8 +109,8 @@ impl Directory {
             }
         }
         self.names.clone_from(&self.durable_names);
-        let names = &self.names;
-        self.files.retain(|inode, _| names.values().any(|held| held == inode));
+        let (names, aside) = (&self.names, &self.aside);
+        self.files.retain(|inode, _| names.values().chain(aside.values()).any(|held| held == inode));
         for file in self.files.values_mut() {
             file.lose_power(tear, random);
         }

@@ -189,6 +189,20 @@ impl Machine {
         }
     }
 
+    /// Takes all files of a shard's directory away, while no process runs.
+    pub fn move_away(&self, shard: usize) {
+        let mut world = self.world();
+        world.note(&("moved away", shard));
+        world.directories[shard].move_away();
+    }
+
+    /// Puts them back, in the place of what was made there meanwhile.
+    pub fn bring_back(&self, shard: usize) {
+        let mut world = self.world();
+        world.note(&("brought back", shard));
+        world.directories[shard].bring_back();
+    }
+
     /// Runs a process's code; `Err` is the crash that ended it.
     pub fn survive<T>(&self, process: impl FnOnce() -> T) -> Result<T, Crash> {
         catch_unwind(AssertUnwindSafe(process)).map_err(|payload| match payload.downcast::<CrashSignal>() {
