@@ -8,7 +8,7 @@ use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
 use peregrine_protocol::ids::{Nanos, ShardId};
 
 /// Where a run may have its rings: two directories on the tmpfs, or none.
-const RING_DIRECTORIES: [&str; 2] = ["/ring-a", "/ring-b"];
+pub const RING_DIRECTORIES: [&str; 2] = ["/ring-a", "/ring-b"];
 
 /// One seed's broker, as far as restarts leave it alone.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Configuration {
     pub batch_bytes: u64,
     /// One start in so many has its rings elsewhere than the one before.
     pub move_rings_one_in: u64,
+    /// One pause between two lives in so many has an incident; 0 = none.
+    pub incidents_one_in: u64,
     planted: Option<Planted>,
 }
 
@@ -60,6 +62,7 @@ impl Configuration {
             actions: *random.pick(&[10, 60, 150, 250]),
             batch_bytes: *random.pick(&[100, 1_000, 6_000]),
             move_rings_one_in: *random.pick(&[0, 1, 2, 4]),
+            incidents_one_in: *random.pick(&[0, 0, 2, 3]),
             planted,
         }
     }
@@ -71,6 +74,11 @@ impl Configuration {
 
     pub fn memory_level(ring_directory: Option<&str>) -> MemoryLevel {
         if ring_directory.is_some() { MemoryLevel::Kept } else { MemoryLevel::Raised }
+    }
+
+    /// A shard's ring file in that directory.
+    pub fn ring_file(directory: &str, shard: u16) -> String {
+        format!("{directory}/7-{shard}")
     }
 
     /// The largest payload that fits an entry.
@@ -88,7 +96,7 @@ impl Configuration {
     ) -> LogOptions {
         let directory = Directory { id: DirectoryId(7), secret: DirectorySecret([9; 16]), device: 1, inode: 2 };
         let boot = BootId(u128::from_le_bytes(machine.boot_id()));
-        let ring = ring_directory.map(|directory| format!("{directory}/7-{shard}"));
+        let ring = ring_directory.map(|directory| Self::ring_file(directory, shard));
         let faults = Faults::default();
         faults.plant(self.planted);
         LogOptions {

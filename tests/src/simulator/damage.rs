@@ -54,9 +54,15 @@ impl Simulation {
 /// below, and of several the highest epoch.
 fn segment_of(names: &[String], position: LogPosition) -> Option<(&str, LogPosition)> {
     let parsed = names.iter().filter_map(|name| {
-        let (base, epoch) = name.split_once('-')?;
-        Some((LogPosition(base.parse().ok()?), epoch.parse::<u64>().ok()?, name.as_str()))
+        let (base, epoch) = base_and_epoch(name)?;
+        Some((base, epoch, name.as_str()))
     });
     let (base, _, name) = parsed.filter(|(base, ..)| *base <= position).max()?;
     Some((name, base))
+}
+
+/// `None` where this is no segment's name.
+pub(super) fn base_and_epoch(name: &str) -> Option<(LogPosition, u64)> {
+    let (base, epoch) = name.split_once('-')?;
+    Some((LogPosition(base.parse().ok()?), epoch.parse().ok()?))
 }

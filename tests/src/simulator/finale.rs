@@ -20,6 +20,10 @@ const SETTLE_STEP: u64 = 5_000_000;
 
 impl Simulation {
     pub(super) fn finale(&mut self) -> Result<(), Violation> {
+        while self.has_incident() {
+            self.live(|_, _| Ok(()))?;
+            self.mend()?;
+        }
         let digests =
             |process: &Process| -> Vec<u64> { process.shards.iter().map(|shard| shard.engine.digest()).collect() };
         let mut produced = Vec::new();

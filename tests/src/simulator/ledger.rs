@@ -151,6 +151,11 @@ impl Ledger {
         self.cuts
     }
 
+    /// The next start does without the ring, whatever stands in it.
+    pub fn ring_given_up(&mut self) {
+        self.ring_lost = true;
+    }
+
     /// The process ended. `ring_survives` a kill, unless it was anonymous memory.
     pub fn crashed(&mut self, crash: Crash, ring_survives: bool) {
         self.ring_lost |= crash == Crash::Power || !ring_survives;

@@ -5,6 +5,7 @@
 //!   seed ──► Configuration, Machine (disk, rings, clock, crashes)
 //!     lives:  start ─► Process { Shard { Log, Engine } … } ─► crash, clean stop, or poison
 //!                │             ▲ produce, read, create, delete
+//!     Incident ──┤             │     between lives: tampered rings, bad identities, a log that is gone
 //!                ▼             │
 //!             Ledger per shard ┴ Producers, Readers (outlive the process)
 //!     finale: a start without disturbance, everything read, restarted twice, compared
@@ -17,6 +18,7 @@ mod catalogue;
 mod configuration;
 mod damage;
 mod finale;
+mod incident;
 mod ledger;
 mod process;
 mod producer;

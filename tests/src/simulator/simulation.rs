@@ -7,12 +7,13 @@ use peregrine_broker::log::damage::Damage;
 use peregrine_broker::log::disk::simulated::{Breach, Conditions, Crash, Machine, Random};
 use peregrine_broker::log::fault::{Faults, Planted, RecoveryStep};
 use peregrine_broker::log::{LogOptions, StartError};
-use peregrine_protocol::ids::{LogPosition, Nanos, ShardId};
+use peregrine_protocol::ids::{Epoch, LogPosition, Nanos, ShardId};
 
 use super::catalogue::KnownCatalogue;
 use super::configuration::Configuration;
+use super::incident::Incident;
 use super::ledger::{BatchMark, Ledger};
-use super::process::Shard;
+use super::process::{Found, Shard};
 use super::producer::Producer;
 use super::reader::Reader;
 use super::statistics::Statistics;
@@ -53,17 +54,21 @@ pub struct Simulation {
     pub(super) marks: BTreeSet<BatchMark>,
     pub(super) next_number: u64,
     /// Where this life's rings are.
-    rings: Option<&'static str>,
+    pub(super) rings: Option<&'static str>,
     /// Whether this life's rings and segments are larger than the least.
     grown: (bool, bool),
     /// Whether the process of this life came up.
-    is_up: bool,
+    pub(super) is_up: bool,
     /// The crash that strikes behind a step of this life's start, on one shard.
     strikes_at: Option<(u16, RecoveryStep, Crash)>,
     /// What was damaged on purpose.
     pub(super) damage: Option<ExpectedDamage>,
     /// `--accept-loss`.
     pub(super) accepts_loss: bool,
+    /// What befell the broker since its last start, until a start has met it.
+    pub(super) incident: Option<Incident>,
+    /// `--discard-ring`.
+    pub(super) discard_ring: Option<(u16, Epoch)>,
     /// The wall clock is this far ahead of the machine's.
     wall_ahead: u64,
     pub(super) statistics: Statistics,
@@ -94,6 +99,8 @@ impl Simulation {
             strikes_at: None,
             damage: None,
             accepts_loss: false,
+            incident: None,
+            discard_ring: None,
             wall_ahead: 1_700_000_000_000_000_000,
             statistics: Statistics::default(),
         }
@@ -109,8 +116,10 @@ impl Simulation {
 
     pub fn run(&mut self) -> Result<(), Violation> {
         for _ in 0..self.configuration.lives {
+            self.something_happens();
             self.arm();
             self.live(Self::work_until_the_end)?;
+            self.mend()?;
         }
         self.machine.disarm();
         self.strikes_at = None;
@@ -123,7 +132,8 @@ impl Simulation {
         &mut self,
         work: impl FnOnce(&mut Self, &mut Process) -> Result<(), Violation>,
     ) -> Result<bool, Violation> {
-        if self.random.one_in(self.configuration.move_rings_one_in) {
+        let may_move = !self.incident.as_ref().is_some_and(|incident| incident.took_log_of(0));
+        if may_move && self.random.one_in(self.configuration.move_rings_one_in) {
             self.rings = Configuration::ring_directory(&mut self.random);
         }
         if self.random.one_in(4) {
@@ -160,7 +170,10 @@ impl Simulation {
     fn end_of_process(&mut self, crash: Crash) -> Result<(), Violation> {
         match crash {
             Crash::Kill => self.statistics.kills += 1,
-            Crash::Power => self.statistics.power_cuts += 1,
+            Crash::Power => {
+                self.statistics.power_cuts += 1;
+                self.incident = self.incident.take().filter(Incident::outlives_power_cut);
+            }
         }
         self.machine.crash(crash);
         let ring_survives = !self.is_up || self.rings.is_some();
@@ -232,7 +245,8 @@ impl Simulation {
         let mut process = Process { shards: Vec::new() };
         for shard in 0..shards {
             let options = self.configuration.log_options(shard, &self.machine, self.rings, self.grown);
-            let options = LogOptions { accept_loss: self.accepts_loss, ..options };
+            let discard_ring = self.discard_ring.filter(|(of, _)| *of == shard).map(|(_, epoch)| epoch);
+            let options = LogOptions { accept_loss: self.accepts_loss, discard_ring, ..options };
             self.let_strike(&options.faults, shard);
             let memory_level = Configuration::memory_level(self.rings);
             let engine = EngineOptions { shard: ShardId(shard), shards, memory_level };
@@ -252,21 +266,15 @@ impl Simulation {
                     self.damage = self.damage.map(|expected| ExpectedDamage { told: true, ..expected });
                     return Ok(None);
                 }
+                Err(error) if self.incident.as_mut().is_some_and(|incident| incident.is_told_by(shard, &error)) => {
+                    self.machine.note(&("refused to start", shard, error.to_string()));
+                    return Ok(None);
+                }
                 Err(error) => return Err(Violation(format!("a start after legal crashes alone failed: {error}"))),
             };
-            let ledger = &mut self.ledgers[usize::from(shard)];
-            found.check_report()?;
-            let taken = ledger.recovered(&found.entries, started.log.published(), started.log.durable())?;
-            self.machine.note(&("started", shard, found.entries.len(), started.log.durable(), taken.records.len()));
-            self.statistics.taken_back += taken.records.len() as u64;
-            self.statistics.adopted += u64::from(taken.adopted);
-            for record in taken.records {
-                let mark = record.header.payload_crc;
-                if record.acknowledged.is_some() {
-                    self.statistics.lost += 1;
-                    self.taken.insert(mark);
-                }
-                self.producers.iter_mut().for_each(|producer| producer.taken_back(mark));
+            // Where a log is away, what starts in its place is not it.
+            if !self.incident.as_ref().is_some_and(|incident| incident.took_log_of(shard)) {
+                self.recovered(shard, &started, &found)?;
             }
             process.shards.push(started);
         }
@@ -277,6 +285,25 @@ impl Simulation {
         }
         self.is_up = true;
         Ok(Some(process))
+    }
+
+    /// A shard's log came up: the ledger judges what was found, and those whose batches were taken hear of it.
+    fn recovered(&mut self, shard: u16, started: &Shard, found: &Found) -> Result<(), Violation> {
+        found.check_report()?;
+        let ledger = &mut self.ledgers[usize::from(shard)];
+        let taken = ledger.recovered(&found.entries, started.log.published(), started.log.durable())?;
+        self.machine.note(&("started", shard, found.entries.len(), started.log.durable(), taken.records.len()));
+        self.statistics.taken_back += taken.records.len() as u64;
+        self.statistics.adopted += u64::from(taken.adopted);
+        for record in taken.records {
+            let mark = record.header.payload_crc;
+            if record.acknowledged.is_some() {
+                self.statistics.lost += 1;
+                self.taken.insert(mark);
+            }
+            self.producers.iter_mut().for_each(|producer| producer.taken_back(mark));
+        }
+        Ok(())
     }
 
     fn expects(&self, shard: u16, damage: &Damage) -> bool {

@@ -55,4 +55,9 @@ statistics! {
     read_from_disk: "read from disk",
     refused: "appends refused",
     damaged: "entries damaged",
+    /// Tampered with, replaced or removed, and the start refused.
+    rings_refused: "bad rings refused",
+    rings_given_up: "rings given up",
+    identities_refused: "bad identities refused",
+    logs_missed: "missing logs refused",
 }
