@@ -112,6 +112,8 @@ pub const LINGER: Duration = Duration::from_secs(2);
 
 /// Live topics of a broker. Each shard holds a copy of the catalogue, 250 bytes a topic: 16 MiB a shard at the most.
 pub const TOPICS_MAX: usize = 65_536;
+/// Live groups of a broker. Each shard holds a copy of each, 300 bytes where it has one topic: 20 MiB a shard at the most.
+pub const GROUPS_MAX: usize = 65_536;
 /// Catalogue changes that wait for their entry to be durable; more are answered `Busy`. One is a device flush away.
 pub const CATALOGUE_CHANGES_PENDING_MAX: usize = 1_024;
 /// After which a catalogue change that met that bound is worth another try: some flushes.

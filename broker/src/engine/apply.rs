@@ -4,13 +4,16 @@
 //! bug in `decide`; while a log is read back it is damage, and the shard does not start.
 
 use peregrine_protocol::entry::{EntryHeader, EntryKind};
-use peregrine_protocol::ids::{Epoch, LogPosition, Nanos, ProducerEpoch, QueueId, QueueOffset, Sequence, TopicId};
+use peregrine_protocol::ids::{
+    Epoch, GroupId, LogPosition, Nanos, ProducerEpoch, QueueId, QueueOffset, Sequence, TopicId,
+};
 
+use super::catalogue::{CatalogueChange, CatalogueChangeError, CatalogueId};
+use super::group::OffsetsError;
 use super::index::IndexEntry;
 use super::producer::{BatchSequence, ProducerState, Remembered};
 use super::queue::{Queue, QueueKey};
-use super::topic_change::{TopicChange, TopicChangeError};
-use super::{Engine, Phase, TopicState};
+use super::{Engine, Phase};
 
 /// What an entry did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub enum Applied {
     Batch { queue: QueueKey, records: u32 },
     /// A batch of a topic that was deleted since, or was lost in a hole that was accepted: nothing.
     Skipped,
+    /// Places of consumer groups moved, except those of groups and topics that are gone.
+    GroupOffsets,
     /// A change of the catalogue. While running it takes effect once it is durable.
     Catalogue,
     /// An entry that says nothing to the engine.
@@ -51,16 +56,22 @@ pub enum ApplyErrorReason {
     #[error("the producer's epoch {0} and sequence {1} do not follow its last batch")]
     Sequence(ProducerEpoch, Sequence),
     #[error(transparent)]
-    CatalogueFormat(#[from] TopicChangeError),
-    #[error("the change of topic {0} does not fit the catalogue: {1}")]
-    Catalogue(TopicId, &'static str),
+    CatalogueFormat(#[from] CatalogueChangeError),
+    #[error("the change of {0} does not fit the catalogue: {1}")]
+    Catalogue(CatalogueId, &'static str),
     #[error("a catalogue change outside of shard 0")]
     NotHome,
+    #[error("group {0} is neither live nor deleted")]
+    UnknownGroup(GroupId),
+    #[error(transparent)]
+    OffsetsFormat(#[from] OffsetsError),
+    #[error("the place of group {0} in queue {2} of topic {1} does not fit: {3}")]
+    GroupOffset(GroupId, TopicId, QueueId, &'static str),
 }
 
 impl Engine {
-    /// Takes in an entry, in the order of the log, with its payload (looked at for catalogue changes alone: for a batch it may
-    /// be empty, as it is where the payload's copy into the ring is under way).
+    /// Takes in an entry, in the order of the log, with its payload (not looked at for a batch: there it may be empty, as it is
+    /// where the payload's copy into the ring is under way).
     pub fn apply(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<Applied, ApplyError> {
         assert!(self.phase != Phase::Poisoned, "nothing is appended to a poisoned log");
         let at = |reason| ApplyError { position: header.position, reason };
@@ -70,6 +81,7 @@ impl Engine {
         let applied = match header.kind {
             EntryKind::Batch => self.apply_batch(header).map_err(at)?,
             EntryKind::Catalogue => self.apply_catalogue(header, payload).map_err(at)?,
+            EntryKind::GroupOffsets => self.apply_group_offsets(header, payload).map_err(at)?,
             _ => Applied::Nothing,
         };
         self.store_time = header.store_time;
@@ -81,15 +93,18 @@ impl Engine {
         if !self.is_home() {
             return Err(ApplyErrorReason::NotHome);
         }
-        let change = TopicChange::decode(payload)?;
-        if change.topic != header.topic {
-            return Err(ApplyErrorReason::Catalogue(change.topic, "the entry's header names another topic"));
+        let change = CatalogueChange::decode(payload)?;
+        if change.object() != header.topic.into() {
+            return Err(ApplyErrorReason::Catalogue(change.id(), "the entry's header names another object"));
         }
         if let Err(reason) = self.catalogue.fits(&change) {
             if self.phase != Phase::Recovering || !self.catalogue.is_lossy() {
-                return Err(ApplyErrorReason::Catalogue(change.topic, reason));
+                return Err(ApplyErrorReason::Catalogue(change.id(), reason));
             }
-            self.mend_catalogue(&change, header.store_time);
+            // It builds on one that an accepted hole took: each names its object in full, so it counts by itself.
+            for removed in self.catalogue.mend(&change, header.store_time) {
+                self.forget(&removed);
+            }
             return Ok(Applied::Catalogue);
         }
         self.catalogue.append(change, header.end(), header.store_time);
@@ -99,28 +114,27 @@ impl Engine {
         Ok(Applied::Catalogue)
     }
 
-    /// A change that builds on one that an accepted hole took: each names its topic in full, so it counts by itself.
-    fn mend_catalogue(&mut self, change: &TopicChange, time: Nanos) {
-        let namesake = self.catalogue.named(&change.name).map(|topic| topic.id).filter(|&id| id != change.topic);
-        let states = namesake.map(TopicState::Deleted).into_iter().chain([self.catalogue.state_after(change, time)]);
-        for state in states {
-            let before = self.catalogue.set(&state);
-            self.forget_deleted(&state, before);
+    /// Whether a queue that an entry names is one of this shard; false where its topic was deleted since, or was lost in a hole
+    /// that was accepted.
+    pub(super) fn check_stored_queue(&self, topic: TopicId, queue: QueueId) -> Result<bool, ApplyErrorReason> {
+        match self.catalogue.get(topic) {
+            None if self.catalogue.is_deleted(topic) || self.catalogue.is_lossy() => Ok(false),
+            None => Err(ApplyErrorReason::UnknownTopic(topic)),
+            Some(known) => {
+                let here = known.shard_of(queue, self.options.shards) == self.options.shard;
+                if queue.0 >= known.queues || !here {
+                    return Err(ApplyErrorReason::UnknownQueue(topic, queue));
+                }
+                Ok(true)
+            }
         }
     }
 
     fn apply_batch(&mut self, header: &EntryHeader) -> Result<Applied, ApplyErrorReason> {
         let (topic, queue) = (header.topic, header.queue);
         self.catalogue.raise_highest(topic);
-        match self.catalogue.get(topic) {
-            None if self.catalogue.is_deleted(topic) || self.catalogue.is_lossy() => return Ok(Applied::Skipped),
-            None => return Err(ApplyErrorReason::UnknownTopic(topic)),
-            Some(known) => {
-                let here = known.shard_of(queue, self.options.shards) == self.options.shard;
-                if queue.0 >= known.queues || !here {
-                    return Err(ApplyErrorReason::UnknownQueue(topic, queue));
-                }
-            }
+        if !self.check_stored_queue(topic, queue)? {
+            return Ok(Applied::Skipped);
         }
         let Some(level) = header.flags.level().filter(|_| header.record_count > 0) else {
             return Err(ApplyErrorReason::EmptyBatch);

@@ -11,14 +11,32 @@ use super::queue::Queue;
 impl Engine {
     /// Equal for equal durable state; differs otherwise, but for a chance of 2^-64. Looks at everything: for tests.
     pub fn digest(&self) -> u64 {
-        let queues = self.queues.iter().filter(|queue| queue.end.0 > 0).map(|queue| self.queue_digest(queue));
+        let queues = self
+            .queues
+            .iter()
+            .filter(|queue| queue.end.0 > 0 || !queue.groups.is_empty())
+            .map(|queue| self.queue_digest(queue));
         let topics = self.catalogue.after(None).map(|topic| {
             let name = Hash::new().number(topic.id.0).number(u64::from(topic.queues)).number(topic.created.0);
             name.bytes(topic.name.as_bytes()).finish()
         });
+        let groups = self.catalogue.groups_after(None).map(|group| {
+            let mut hash = Hash::new().number(group.id.0).number(group.created.0).bytes(group.name.as_bytes());
+            for &(topic, start) in &group.topics {
+                let (kind, value) = start.numbers();
+                hash = hash.number(topic.0).number(u64::from(kind)).number(value);
+            }
+            hash.finish()
+        });
         let deleted =
             self.catalogue.deleted().iter().map(|(first, last)| Hash::new().number(first.0).number(last.0).finish());
-        Hash::new().number(self.store_time.0).number(sum(queues)).number(sum(topics)).number(sum(deleted)).finish()
+        Hash::new()
+            .number(self.store_time.0)
+            .number(sum(queues))
+            .number(sum(topics))
+            .number(sum(groups))
+            .number(sum(deleted))
+            .finish()
     }
 
     fn queue_digest(&self, queue: &Queue) -> u64 {
@@ -29,6 +47,9 @@ impl Engine {
         for entry in queue.index.iter() {
             hash = hash.number(entry.offset.0).number(u64::from(entry.records)).number(entry.position.0);
             hash = hash.number(u64::from(entry.length)).number(entry.store_time.0);
+        }
+        for place in queue.groups.iter() {
+            hash = hash.number(place.group.0).number(place.epoch.0).number(place.offset.0);
         }
         let producers = queue.producers.iter().filter(|(_, state)| !state.is_forgotten(self.store_time));
         let producers = producers.map(|(id, state)| {

@@ -47,6 +47,12 @@ impl EpochList {
         }
     }
 
+    /// The epoch that wrote the last message below `offset`; 0 where there is none. Named beside `offset` it makes a place that
+    /// is valid for as long as the queue holds what lies below.
+    pub fn before(&self, offset: QueueOffset) -> Epoch {
+        offset.0.checked_sub(1).map_or(Epoch(0), |last| self.at(QueueOffset(last)))
+    }
+
     /// Whether a reader that has seen all below `offset`, the last of it written in `epoch`, has seen what the queue holds.
     /// Else the offset from which on it has not. `end` is the queue's end.
     pub fn check(&self, epoch: Epoch, offset: QueueOffset, end: QueueOffset) -> Result<(), QueueOffset> {
@@ -116,6 +122,9 @@ mod tests {
         assert!(!list.note(Epoch(5), QueueOffset(12)), "an epoch never comes back");
         for (offset, epoch) in [(0, 2), (8, 2), (9, 6), (100, 6)] {
             assert_eq!(list.at(QueueOffset(offset)), Epoch(epoch));
+        }
+        for (offset, epoch) in [(0, 0), (1, 2), (9, 2), (10, 6)] {
+            assert_eq!(list.before(QueueOffset(offset)), Epoch(epoch));
         }
     }
 }

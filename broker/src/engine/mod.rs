@@ -14,11 +14,11 @@
 //! ([`Engine::install_catalogue`]), applies what the log holds, and ends with [`Engine::recovered`]: all that was recovered is
 //! durable then, and visible.
 //!
-//! - `catalogue`, `topic_change`, `id_ranges`: which topics exist
+//! - `catalogue`: which topics and groups exist
 //! - `queue`, `epochs`, `index`: what a queue holds, and where
 //! - `producer`: what was stored already
 //! - `produce`, `reading`: requests to write and to read
-//! - `group`: consumer groups
+//! - `group`: how far consumer groups have read, and who their members are
 //! - `visibility`, `reader`, `acknowledgement`: who is told, and when
 
 mod acknowledgement;
@@ -27,7 +27,6 @@ mod catalogue;
 mod digest;
 mod epochs;
 mod group;
-mod id_ranges;
 mod index;
 mod produce;
 mod producer;
@@ -35,29 +34,31 @@ mod queue;
 mod reader;
 mod reading;
 mod refusal;
-mod topic_change;
 mod visibility;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
-use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, ShardId, SubscriptionId, TopicId};
+use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, QueueId, ShardId, SubscriptionId, TopicId};
 
 /// Where a reader begins, as the protocol has it.
 pub use peregrine_protocol::message::Start as StartAt;
 
 pub use acknowledgement::Acknowledgements;
 pub use apply::{Applied, ApplyError, ApplyErrorReason};
-pub use catalogue::{CatalogueDecision, CatalogueSnapshot, Topic, TopicState};
+pub use catalogue::{
+    CatalogueChangeError, CatalogueDecision, CatalogueId, CatalogueSnapshot, CatalogueState, ObjectId, Topic,
+    TopicState,
+};
+pub use group::{AckDecision, Group, GroupAck, GroupPlace, GroupStart, GroupState, LagRow, OffsetEntry, OffsetsError};
 pub use group::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
 pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};
 pub use reading::{FetchLimits, QueuePlace};
 pub use refusal::Refusal;
-pub use topic_change::{ChangeKind, TopicChange, TopicChangeError};
 
-use catalogue::Catalogue;
+use catalogue::{Catalogue, Removed};
+use group::GroupQueues;
 use producer::Ageing;
 use queue::Queues;
 use reader::Readers;
@@ -91,7 +92,10 @@ pub struct EngineOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineCounts {
     pub topics: usize,
-    /// Queues of this shard that hold messages or have had a reader.
+    pub groups: usize,
+    /// Places that groups have in queues of this shard.
+    pub group_places: usize,
+    /// Queues of this shard that hold messages or have had a reader or a group's place.
     pub queues: usize,
     pub producers: usize,
     pub subscriptions: usize,
@@ -105,6 +109,7 @@ pub struct Engine {
     options: EngineOptions,
     catalogue: Catalogue,
     queues: Queues,
+    group_queues: GroupQueues,
     ageing: Ageing,
     visibility: Visibility,
     readers: Readers,
@@ -113,7 +118,7 @@ pub struct Engine {
     published: LogPosition,
     durable: LogPosition,
     /// Catalogue changes that took effect and that the other shards were not told yet.
-    effects: VecDeque<TopicState>,
+    effects: VecDeque<CatalogueState>,
     phase: Phase,
     /// A hole in the log was accepted: offsets and sequences may jump behind it.
     holes: bool,
@@ -136,6 +141,7 @@ impl Engine {
             options,
             catalogue: Catalogue::default(),
             queues: Queues::default(),
+            group_queues: GroupQueues::default(),
             ageing: Ageing::default(),
             visibility: Visibility::default(),
             readers: Readers::default(),
@@ -238,8 +244,31 @@ impl Engine {
         self.catalogue.decide_delete(name, id, self.store_time_at(now))
     }
 
+    /// Makes a group that consumes these topics, or adds them to those of an existing one, where a topic that it consumes
+    /// already keeps its start. Idempotent.
+    pub fn decide_create_group(
+        &self,
+        name: &str,
+        topics: &[(TopicId, StartAt)],
+        now: Nanos,
+    ) -> Result<CatalogueDecision<Group>, Refusal> {
+        self.check_home_writes()?;
+        self.catalogue.decide_create_group(name, topics, self.store_time_at(now))
+    }
+
+    /// With an id, only the group of that id. Whether it still has members is not looked at: its home shard knows.
+    pub fn decide_delete_group(
+        &self,
+        name: &str,
+        id: Option<GroupId>,
+        now: Nanos,
+    ) -> Result<CatalogueDecision<Group>, Refusal> {
+        self.check_home_writes()?;
+        self.catalogue.decide_delete_group(name, id, self.store_time_at(now))
+    }
+
     /// At home: the next change that took effect, to be told to every other shard before it is answered.
-    pub fn next_catalogue_effect(&mut self) -> Option<TopicState> {
+    pub fn next_catalogue_effect(&mut self) -> Option<CatalogueState> {
         self.effects.pop_front()
     }
 
@@ -249,25 +278,39 @@ impl Engine {
         self.catalogue.snapshot()
     }
 
-    /// In a copy: what shard 0 says about a topic. News that are old or unknown change nothing.
-    pub fn topic_changed(&mut self, state: &TopicState) {
-        assert!(!self.is_home(), "shard 0 learns about topics from its own log");
-        let before = self.catalogue.set(state);
-        self.forget_deleted(state, before);
+    /// In a copy: what shard 0 says about a topic or a group. News that are old or unknown change nothing.
+    pub fn catalogue_changed(&mut self, state: &CatalogueState) {
+        assert!(!self.is_home(), "shard 0 learns about the catalogue from its own log");
+        if let Some(removed) = self.catalogue.set(state) {
+            self.forget(&removed);
+        }
     }
 
-    /// The highest topic id seen here; shard 0 gives new topics ids above those of all shards ([`Self::raise_topic_id`]).
-    pub fn highest_topic_id(&self) -> TopicId {
+    /// The highest id seen here; shard 0 gives new topics and groups ids above those of all shards ([`Self::raise_id`]).
+    pub fn highest_id(&self) -> ObjectId {
         self.catalogue.highest()
     }
 
-    pub fn raise_topic_id(&mut self, seen: TopicId) {
+    pub fn raise_id(&mut self, seen: ObjectId) {
         self.catalogue.raise_highest(seen);
     }
 
     /// What the catalogue says of an id.
+    pub fn catalogue_state(&self, id: CatalogueId) -> CatalogueState {
+        match id {
+            CatalogueId::Topic(id) => self.topic(id).into(),
+            CatalogueId::Group(id) => self.group(id).into(),
+        }
+    }
+
+    /// What the catalogue says of a topic's id.
     pub fn topic(&self, id: TopicId) -> TopicState {
         self.catalogue.state(id)
+    }
+
+    /// What the catalogue says of a group's id.
+    pub fn group(&self, id: GroupId) -> GroupState {
+        self.catalogue.group_state(id)
     }
 
     /// The topic of that name. A copy that finds none asks shard 0 before it says so.
@@ -283,6 +326,21 @@ impl Engine {
     /// Topics whose names begin with `prefix` and lie above `after`, in order.
     pub fn topics_with_prefix(&self, prefix: &str, after: &str) -> impl Iterator<Item = &Topic> {
         self.catalogue.with_prefix(prefix, after)
+    }
+
+    /// The group of that name. A copy that finds none asks shard 0 before it says so.
+    pub fn group_named(&self, name: &str) -> Option<&Group> {
+        self.catalogue.group_named(name)
+    }
+
+    /// Groups in the order of their names, those behind `after`.
+    pub fn groups_after(&self, after: Option<&str>) -> impl Iterator<Item = &Group> + '_ {
+        self.catalogue.groups_after(after)
+    }
+
+    /// Groups whose names begin with `prefix` and lie above `after`, in order.
+    pub fn groups_with_prefix(&self, prefix: &str, after: &str) -> impl Iterator<Item = &Group> {
+        self.catalogue.groups_with_prefix(prefix, after)
     }
 
     // Subscriptions, once they are made: see `reading` for how they begin.
@@ -318,6 +376,8 @@ impl Engine {
     pub fn counts(&self) -> EngineCounts {
         EngineCounts {
             topics: self.catalogue.len(),
+            groups: self.catalogue.groups().len(),
+            group_places: self.group_queues.places(),
             queues: self.queues.len(),
             producers: self.ageing.len(),
             subscriptions: self.readers.len(),
@@ -340,41 +400,61 @@ impl Engine {
         if self.is_poisoned() { Err(Refusal::Poisoned) } else { Ok(()) }
     }
 
+    fn check_topic(&self, id: TopicId) -> Result<&Topic, Refusal> {
+        match self.catalogue.get(id) {
+            Some(topic) => Ok(topic),
+            None if self.catalogue.is_deleted(id) => Err(Refusal::TopicDeleted),
+            None => Err(self.unknown(CatalogueId::Topic(id), Refusal::UnknownTopic)),
+        }
+    }
+
+    /// What is refused because `about` is not known, or not with what the request names: only shard 0 says so by itself.
+    fn unknown(&self, about: CatalogueId, refusal: Refusal) -> Refusal {
+        if self.is_home() { refusal } else { Refusal::AskHome { about, otherwise: refusal.code() } }
+    }
+
     /// The topic, if it has that queue and the queue is this shard's.
     fn check_queue(&self, topic: TopicId, queue: QueueId) -> Result<&Topic, Refusal> {
-        let unknown =
-            |otherwise: ErrorCode, refusal| Err(if self.is_home() { refusal } else { Refusal::AskHome { otherwise } });
-        let topic = match self.catalogue.get(topic) {
-            Some(topic) => topic,
-            None if self.catalogue.is_deleted(topic) => return Err(Refusal::TopicDeleted),
-            None => return unknown(ErrorCode::UnknownTopic, Refusal::UnknownTopic),
-        };
-        if queue.0 >= topic.queues {
-            return unknown(ErrorCode::UnknownQueue, Refusal::UnknownQueue);
+        let known = self.check_topic(topic)?;
+        if queue.0 >= known.queues {
+            return Err(self.unknown(CatalogueId::Topic(topic), Refusal::UnknownQueue));
         }
-        match topic.shard_of(queue, self.options.shards) {
-            owner if owner == self.options.shard => Ok(topic),
+        match known.shard_of(queue, self.options.shards) {
+            owner if owner == self.options.shard => Ok(known),
             owner => Err(Refusal::WrongShard(owner)),
         }
     }
 
     fn settle_catalogue(&mut self, durable: LogPosition) {
-        while let Some((state, before)) = self.catalogue.settle_next(durable) {
-            self.forget_deleted(&state, before);
+        while let Some((state, removed)) = self.catalogue.settle_next(durable) {
+            if let Some(removed) = removed {
+                self.forget(&removed);
+            }
             if self.phase != Phase::Recovering {
                 self.effects.push_back(state);
             }
         }
     }
 
-    /// Drops what this shard holds of a topic that is deleted from now on.
-    fn forget_deleted(&mut self, state: &TopicState, before: Option<Topic>) {
-        let (TopicState::Deleted(id), Some(topic)) = (state, before) else { return };
-        self.readers.end_topic(*id);
+    /// Drops what this shard holds of a topic or a group that is deleted from now on.
+    fn forget(&mut self, removed: &Removed) {
+        match removed {
+            Removed::Topic(topic) => self.forget_topic(topic),
+            Removed::Group(group) => self.group_queues.forget_group(group.id, &mut self.queues),
+        }
+    }
+
+    fn forget_topic(&mut self, topic: &Topic) {
+        self.readers.end_topic(topic.id);
+        let mut groups = BTreeSet::new();
         for queue in (0..topic.queues).map(QueueId) {
-            if let Some(removed) = self.queues.remove(QueueKey { topic: *id, queue }) {
+            if let Some(removed) = self.queues.remove(QueueKey { topic: topic.id, queue }) {
                 self.ageing.removed(removed.producers.len(), &self.queues);
+                groups.extend(removed.groups.iter().map(|place| place.group));
             }
+        }
+        for group in groups {
+            self.group_queues.forget_deleted_queues(group, &self.queues);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The queues of this shard that hold messages or have a reader: made when first used, so that a queue that exists only in the
+//! The queues of this shard that hold messages or have a reader or a group's place: made when first used, so that a queue that exists only in the
 //! catalogue costs nothing here.
 //!
 //! A queue that once wrote and is idle now takes well under 1 KiB: this struct, one index chunk, its producers. A slot names a
@@ -11,6 +11,7 @@ use peregrine_protocol::ids::{ProducerId, QueueId, QueueOffset, TopicId};
 use rustc_hash::FxHashMap;
 
 use super::epochs::EpochList;
+use super::group::GroupPlaces;
 use super::index::QueueIndex;
 use super::producer::ProducerState;
 use super::reader::ReaderKey;
@@ -42,6 +43,8 @@ pub struct Queue {
     pub index: QueueIndex,
     /// Clients choose producer ids, so this map hashes with a secret key.
     pub producers: HashMap<ProducerId, ProducerState>,
+    /// How far consumer groups have acknowledged.
+    pub groups: GroupPlaces,
     /// Batches that are not visible yet.
     pub pending: PendingChain,
     /// Readers that have credit and wait for the visible end to move.
@@ -57,6 +60,7 @@ impl Queue {
             epochs: EpochList::default(),
             index: QueueIndex::default(),
             producers: HashMap::new(),
+            groups: GroupPlaces::default(),
             pending: PendingChain::default(),
             waiting: Vec::new(),
         }
@@ -76,6 +80,7 @@ impl Queue {
             + self.index.heap_bytes()
             + self.producers.capacity() * size_of::<(ProducerId, ProducerState)>()
             + producers
+            + self.groups.heap_bytes()
             + self.waiting.capacity() * size_of::<ReaderKey>()
     }
 }

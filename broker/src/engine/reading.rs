@@ -99,7 +99,8 @@ impl Engine {
     }
 }
 
-fn place_in(queue: &Queue, start: StartAt) -> Result<QueuePlace, Refusal> {
+/// Where a reader of `queue` that begins at `start` stands.
+pub(super) fn place_in(queue: &Queue, start: StartAt) -> Result<QueuePlace, Refusal> {
     let (offset, epoch) = match start {
         StartAt::Earliest => (queue.first().min(queue.visible), None),
         StartAt::Latest => (queue.visible, None),

@@ -3,14 +3,16 @@
 use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::ids::{Nanos, QueueOffset, Sequence, ShardId};
 
+use super::catalogue::CatalogueId;
+
 /// A request's refusal. The state is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Not known here; shard 0 may know more. Ask it for the topic ([`super::Engine::topic`]), hand what it says to
-    /// [`super::Engine::topic_changed`] and decide again; where it knows no more, the answer is `otherwise`.
-    #[error("shard 0 may know more; otherwise {otherwise}")]
-    AskHome { otherwise: ErrorCode },
+    /// Not known here; shard 0 may know more. Ask it ([`super::Engine::catalogue_state`]), hand what it says to
+    /// [`super::Engine::catalogue_changed`] and decide again; where it knows no more, the answer is `otherwise`.
+    #[error("shard 0 may know more of {about}; otherwise {otherwise}")]
+    AskHome { about: CatalogueId, otherwise: ErrorCode },
     #[error("there is no such topic")]
     UnknownTopic,
     #[error("the topic has no such queue")]
@@ -19,6 +21,10 @@ pub enum Refusal {
     TopicDeleted,
     #[error("the topic exists with {queues} queues")]
     TopicExists { queues: u32 },
+    #[error("there is no such consumer group")]
+    UnknownGroup,
+    #[error("the consumer group was deleted")]
+    GroupDeleted,
     #[error("a name has 1 to 127 letters, digits or %|_-")]
     InvalidName,
     #[error("{0}")]
@@ -54,11 +60,13 @@ pub enum Refusal {
 impl Refusal {
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::AskHome { otherwise } => *otherwise,
+            Self::AskHome { otherwise, .. } => *otherwise,
             Self::UnknownTopic => ErrorCode::UnknownTopic,
             Self::UnknownQueue => ErrorCode::UnknownQueue,
             Self::TopicDeleted => ErrorCode::TopicDeleted,
             Self::TopicExists { .. } => ErrorCode::TopicExists,
+            Self::UnknownGroup => ErrorCode::UnknownGroup,
+            Self::GroupDeleted => ErrorCode::GroupDeleted,
             Self::InvalidName => ErrorCode::InvalidName,
             Self::InvalidArgument(_) => ErrorCode::InvalidArgument,
             Self::LimitReached(_) => ErrorCode::LimitReached,

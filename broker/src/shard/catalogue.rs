@@ -5,12 +5,12 @@
 //!            │ another change of the topic is on its way: decide again when that is durable
 //! ```
 
-use crate::engine::{CatalogueDecision, HOME, Topic, TopicState};
+use crate::engine::{CatalogueDecision, CatalogueId, CatalogueState, HOME, Topic, TopicState};
 use crate::limits::ROOM_WITHIN;
 use crate::shard::answers;
 use crate::shard::clock;
 use crate::shard::executor::Executor;
-use crate::shard::mesh_messages::{Request, TopicAsked};
+use crate::shard::mesh_messages::{CatalogueAsked, Request};
 use crate::shard::router::Asker;
 use crate::shard::state::{Shard, Waiting};
 use crate::shard::tickets::Reply;
@@ -146,7 +146,7 @@ fn wait_for_room(executor: &Rc<Executor>, shard: &Rc<Shard>, asked: ChangeAsked)
 }
 
 /// At home: changes took effect, and these requests asked for them. They are told to every shard before they are answered.
-pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: &[TopicState], changes: Vec<ChangeAsked>) {
+pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: &[CatalogueState], changes: Vec<ChangeAsked>) {
     for other in executor.local_shards() {
         for state in effects.iter().filter(|_| other.id != HOME) {
             other.learn(state);
@@ -165,7 +165,7 @@ pub fn took_effect(executor: &Rc<Executor>, shard: &Shard, effects: &[TopicState
     };
     for peer in executor.mesh().peers() {
         for state in effects {
-            executor.mesh().request(peer, Request::Topic { change: round, state: state.clone() });
+            executor.mesh().request(peer, Request::Catalogue { change: round, state: state.clone() });
         }
     }
 }
@@ -210,28 +210,31 @@ pub fn row(topic: &Topic) -> TopicRow<'_> {
     TopicRow { name: &topic.name, id: topic.id, queues: topic.queues, created: topic.created }
 }
 
-/// Asks shard 0 about a topic that `shard` does not know, or not with so many queues, and tells the shards here. True when
-/// that was news.
-pub async fn ask_home(executor: &Rc<Executor>, shard: ShardId, topic: TopicId) -> bool {
-    let before = executor.shard(shard).map(|shard| shard.topic(topic));
-    let state = learn_from_home(executor, TopicAsked::Id(topic)).await;
+/// Asks shard 0 about what `shard` does not know, or not with what a request names, and tells the shards here. True when that
+/// was news.
+pub async fn ask_home(executor: &Rc<Executor>, shard: ShardId, about: CatalogueId) -> bool {
+    let before = executor.shard(shard).map(|shard| shard.catalogue_state(about));
+    let state = learn_from_home(executor, CatalogueAsked::Id(about)).await;
     state.is_some() && before != state
 }
 
-/// Asks shard 0 about a name that a copy of the catalogue here lacks. True when there is such a topic.
+/// Asks shard 0 about a topic's name that a copy of the catalogue here lacks. True when there is such a topic.
 pub async fn ask_home_by_name(executor: &Rc<Executor>, name: &str) -> bool {
-    matches!(learn_from_home(executor, TopicAsked::Name(name.into())).await, Some(TopicState::Live(_)))
+    let state = learn_from_home(executor, CatalogueAsked::TopicNamed(name.into())).await;
+    matches!(state, Some(CatalogueState::Topic(TopicState::Live(_))))
 }
 
 /// Asks shard 0, and tells the shards here.
-async fn learn_from_home(executor: &Rc<Executor>, topic: TopicAsked) -> Option<TopicState> {
+async fn learn_from_home(executor: &Rc<Executor>, asked: CatalogueAsked) -> Option<CatalogueState> {
     let state = if let Some(home) = executor.shard(HOME) {
-        home.topic_asked(&topic)
+        home.catalogue_asked(&asked)
     } else {
         let home = executor.layout.executor_of(HOME);
-        let asked = executor.tickets.ask(|ticket| executor.mesh().request(home, Request::AskTopic { ticket, topic }));
-        match asked.await {
-            Some(Reply::Topic(state)) => state,
+        let answer = executor.tickets.ask(|ticket| {
+            executor.mesh().request(home, Request::AskCatalogue { ticket, asked });
+        });
+        match answer.await {
+            Some(Reply::Catalogue(state)) => state,
             _ => None,
         }
     }?;

@@ -77,7 +77,7 @@ fn take_request(executor: &Rc<Executor>, inboxes: &Inboxes, peer: usize, request
         Request::Window { connection, bytes } => {
             proxy::open_window(executor, from, connection, bytes);
         }
-        Request::Topic { change, state } => {
+        Request::Catalogue { change, state } => {
             for shard in executor.local_shards() {
                 if !executor.misses_news.get() {
                     shard.learn(&state);
@@ -85,9 +85,10 @@ fn take_request(executor: &Rc<Executor>, inboxes: &Inboxes, peer: usize, request
             }
             executor.mesh().give_back(peer, Return::Told { change });
         }
-        Request::AskTopic { ticket, topic } => {
+        Request::AskCatalogue { ticket, asked } => {
             if let Some(home) = executor.shard(HOME) {
-                executor.mesh().give_back(peer, Return::TopicIs { ticket, state: home.topic_asked(&topic) });
+                let state = home.catalogue_asked(&asked);
+                executor.mesh().give_back(peer, Return::CatalogueIs { ticket, state });
             }
         }
         Request::AskReports { ticket } => {
@@ -126,7 +127,7 @@ fn take_return(executor: &Rc<Executor>, peer: usize, message: Return) {
                 catalogue::told(executor, &home, change);
             }
         }
-        Return::TopicIs { ticket, state } => executor.tickets.answer(ticket, Reply::Topic(state)),
+        Return::CatalogueIs { ticket, state } => executor.tickets.answer(ticket, Reply::Catalogue(state)),
         Return::Reports { ticket, reports } => executor.tickets.answer(ticket, Reply::Reports(reports)),
     }
 }

@@ -1,9 +1,9 @@
 //! What executors say to each other.
 
-use crate::engine::TopicState;
+use crate::engine::{CatalogueId, CatalogueState};
 use crate::shard::peers::PeerId;
 use crate::shard::reports::ShardReport;
-use peregrine_protocol::ids::{Nanos, ShardId, TopicId};
+use peregrine_protocol::ids::{Nanos, ShardId};
 use std::os::fd::OwnedFd;
 
 /// From the executor that holds the connection, or that wants something, to the other; which one it comes from, its channel
@@ -19,18 +19,18 @@ pub enum Request {
     Gone { connection: PeerId },
     /// So many bytes of deliveries have left, or have room, at the connection's executor.
     Window { connection: PeerId, bytes: usize },
-    /// Shard 0 tells what a topic is from now on; each executor answers with `Told`.
-    Topic { change: u64, state: TopicState },
-    /// What is this topic? Asked of shard 0's executor.
-    AskTopic { ticket: u64, topic: TopicAsked },
+    /// Shard 0 tells what a topic or a group is from now on; each executor answers with `Told`.
+    Catalogue { change: u64, state: CatalogueState },
+    /// What is this topic or group? Asked of shard 0's executor.
+    AskCatalogue { ticket: u64, asked: CatalogueAsked },
     /// Reports of all shards there are wanted.
     AskReports { ticket: u64 },
 }
 
-/// A topic as a request names it.
-pub enum TopicAsked {
-    Id(TopicId),
-    Name(Box<str>),
+/// A topic or a group as a request names it.
+pub enum CatalogueAsked {
+    Id(CatalogueId),
+    TopicNamed(Box<str>),
 }
 
 /// A connection on its way to another executor: a second descriptor of its socket, and all bytes that were received and not
@@ -70,10 +70,10 @@ pub enum Return {
     Told {
         change: u64,
     },
-    /// What shard 0 knows of a topic; none where it has no topic of that name.
-    TopicIs {
+    /// What shard 0 knows of a topic or a group; none where it has none of that name.
+    CatalogueIs {
         ticket: u64,
-        state: Option<TopicState>,
+        state: Option<CatalogueState>,
     },
     Reports {
         ticket: u64,

@@ -119,7 +119,7 @@ pub fn decide(
             Ok(Decided::Done)
         }
         Err(refusal) => {
-            crate::shard::requests::refuse(executor, shard, asker, correlation, head.topic, &refusal)?;
+            crate::shard::requests::refuse(executor, shard, asker, correlation, &refusal)?;
             Ok(Decided::Done)
         }
     }

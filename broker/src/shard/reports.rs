@@ -169,6 +169,8 @@ fn figures(report: &ShardReport) -> Value {
         "poisoned": report.poisoned,
         "disk_full": report.disk_full,
         "topics": engine.topics,
+        "groups": engine.groups,
+        "group_places": engine.group_places,
         "queues": engine.queues,
         "producers": engine.producers,
         "subscriptions": engine.subscriptions,

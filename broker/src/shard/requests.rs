@@ -13,7 +13,7 @@ use crate::shard::state::Shard;
 use crate::shard::{answers, produce, subscriptions};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{Frame, Kind, Sender};
-use peregrine_protocol::ids::{Correlation, Nanos, ShardId, TopicId};
+use peregrine_protocol::ids::{Correlation, Nanos, ShardId};
 use peregrine_protocol::message::consume::AckAnswer;
 use peregrine_protocol::message::{
     Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, LookUp, LookUpAnswer, Mode, Produce, ProduceHead, Request,
@@ -125,11 +125,10 @@ pub fn refuse(
     shard: &Shard,
     asker: Asker,
     correlation: Correlation,
-    topic: TopicId,
     refusal: &Refusal,
 ) -> Result<(), Wait> {
     match *refusal {
-        Refusal::AskHome { otherwise } => Err(Wait::Topic { shard: shard.id, topic, otherwise }),
+        Refusal::AskHome { about, otherwise } => Err(Wait::Catalogue { shard: shard.id, about, otherwise }),
         Refusal::WrongShard(owner) if matches!(asker, Asker::Here(_)) => Err(Wait::Elsewhere(owner)),
         _ => {
             executor.refuse_refused(asker, correlation, refusal);
@@ -171,7 +170,7 @@ fn subscribe(
             shard.hand_out_now(executor);
             Ok(())
         }
-        Err(refusal) => refuse(executor, shard, asker, correlation, asked.topic, &refusal),
+        Err(refusal) => refuse(executor, shard, asker, correlation, &refusal),
     }
 }
 
@@ -237,7 +236,7 @@ fn fetch(
             }
             Ok(())
         }
-        Err(refusal) => refuse(executor, shard, asker, correlation, asked.topic, &refusal),
+        Err(refusal) => refuse(executor, shard, asker, correlation, &refusal),
     }
 }
 
@@ -256,6 +255,6 @@ fn look_up(
             executor.answer(asker, |out| answer.encode(correlation, out));
             Ok(())
         }
-        Err(refusal) => refuse(executor, shard, asker, correlation, asked.topic, &refusal),
+        Err(refusal) => refuse(executor, shard, asker, correlation, &refusal),
     }
 }

@@ -4,7 +4,7 @@
 //! be done at once is a [`Wait`]: it tells the reader what to wait for before the frame is tried again, so that nothing is
 //! queued here and a socket whose requests must wait is not read.
 
-use crate::engine::HOME;
+use crate::engine::{CatalogueId, HOME};
 use crate::limits::{ROOM_WITHIN, STEP};
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::Request;
@@ -12,7 +12,7 @@ use crate::shard::peers::PeerId;
 use crate::shard::{answers, catalogue, large, requests};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{self, Frame, Kind, Sender};
-use peregrine_protocol::ids::{Nanos, ShardId, TopicId};
+use peregrine_protocol::ids::{Nanos, ShardId};
 use peregrine_protocol::message::Request as Asked;
 use std::rc::Rc;
 
@@ -34,8 +34,8 @@ pub enum Wait {
     Elsewhere(ShardId),
     /// Several turns: its payload is checked and copied in steps.
     Large(ShardId),
-    /// What shard 0 says about a topic; without news the request is answered with `otherwise`.
-    Topic { shard: ShardId, topic: TopicId, otherwise: ErrorCode },
+    /// What shard 0 says about a topic or a group; without news the request is answered with `otherwise`.
+    Catalogue { shard: ShardId, about: CatalogueId, otherwise: ErrorCode },
     /// What shard 0 says about the topic that the request names.
     TopicNamed,
     /// Credit for requests to this shard.
@@ -141,9 +141,9 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
                 Err(wait) => Waited::Then(wait),
             }
         }
-        Wait::Topic { shard, topic, otherwise } => {
+        Wait::Catalogue { shard, about, otherwise } => {
             // A request that shard 0 knows nothing new about is answered; else it is decided with the news.
-            if catalogue::ask_home(executor, shard, topic).await {
+            if catalogue::ask_home(executor, shard, about).await {
                 return Waited::Again;
             }
             executor.refuse(asker, correlation, otherwise);

@@ -169,7 +169,7 @@ async fn serve(task: Task) {
     }
     let Some(highest) = startup.all_recovered().await else { return };
     if let Some(home) = executor.shard(HOME) {
-        home.core.borrow_mut().engine.raise_topic_id(highest);
+        home.core.borrow_mut().engine.raise_id(highest);
     }
     forwarding::start(&executor, incoming);
     for shard in executor.local_shards() {
@@ -209,7 +209,7 @@ async fn recover(
     if id == HOME {
         startup.give_catalogue(engine.catalogue_snapshot());
     }
-    let highest = engine.highest_topic_id();
+    let highest = engine.highest_id();
     executor.install_shard(Shard::new(id, engine, log, settings.message_max));
     startup.recovered(highest, report.messages_from_ring);
     Ok(())

@@ -2,13 +2,12 @@
 //! is served yet, or any more.
 //!
 //! ```text
-//!   shard 0 recovers ─► its catalogue ─► the others recover ─► highest topic id of all ─► shard 0 ─► everybody serves
+//!   shard 0 recovers ─► its catalogue ─► the others recover ─► highest id of all ─► shard 0 ─► everybody serves
 //! ```
 
-use crate::engine::CatalogueSnapshot;
+use crate::engine::{CatalogueSnapshot, ObjectId};
 use crate::shard::run::RunError;
 use crate::shard::runtime::turn;
-use peregrine_protocol::ids::TopicId;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,9 +17,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 #[derive(Default)]
 struct State {
     catalogue: Option<CatalogueSnapshot>,
-    /// Shards that have recovered, the highest topic id in any of them, and their messages that stood only in rings.
+    /// Shards that have recovered, the highest id of a topic or group in any of them, and their messages that stood only in rings.
     recovered: u16,
-    highest: TopicId,
+    highest: ObjectId,
     messages: u64,
     /// Executors that read no requests any more.
     quiet: usize,
@@ -59,7 +58,7 @@ impl Startup {
     }
 
     /// A shard has recovered.
-    pub fn recovered(&self, highest: TopicId, messages: u64) {
+    pub fn recovered(&self, highest: ObjectId, messages: u64) {
         let mut state = self.state();
         state.recovered += 1;
         state.highest = state.highest.max(highest);
@@ -67,8 +66,8 @@ impl Startup {
         self.changed.notify_all();
     }
 
-    /// The highest topic id of all shards, once all have recovered. `None`: the start has failed.
-    pub async fn all_recovered(&self) -> Option<TopicId> {
+    /// The highest id of all shards, once all have recovered. `None`: the start has failed.
+    pub async fn all_recovered(&self) -> Option<ObjectId> {
         self.until(|state| (state.recovered == self.shards).then_some(state.highest)).await
     }
 

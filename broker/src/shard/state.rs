@@ -8,7 +8,9 @@
 //!
 //! All changes are made by short calls that end before anything is awaited, so that what one call sees another has finished.
 
-use crate::engine::{Acknowledgements, BatchPlace, Delivery, Engine, ReaderOwner, TopicState};
+use crate::engine::{
+    Acknowledgements, BatchPlace, CatalogueId, CatalogueState, Delivery, Engine, ReaderOwner, TopicState,
+};
 use crate::limits::{ACKNOWLEDGEMENTS_PER_SHARD, COLD_READ};
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
@@ -21,7 +23,7 @@ use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::crowd::Crowd;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
-use crate::shard::mesh_messages::TopicAsked;
+use crate::shard::mesh_messages::CatalogueAsked;
 use crate::shard::open_log::OpenLog;
 use crate::shard::peers::{Peer, PeerId};
 use crate::shard::router::{Asker, is_large};
@@ -29,7 +31,7 @@ use crate::shard::stages::{Stage, Stages};
 use crate::shard::{answers, catalogue};
 use peregrine_protocol::entry::{Entry, EntryHeader, EntryKind, EntrySeal, entry_len};
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, ShardId, SubscriptionId, TopicId};
+use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, ShardId, SubscriptionId};
 use peregrine_protocol::limits::ENTRY_HEADER_LEN;
 use peregrine_protocol::message::ProduceAnswer;
 use std::cell::{Cell, Ref, RefCell};
@@ -348,24 +350,27 @@ impl Shard {
     // Catalogue.
 
     /// News of the catalogue, for a shard that is not its home.
-    pub fn learn(&self, state: &TopicState) {
+    pub fn learn(&self, state: &CatalogueState) {
         let mut core = self.core.borrow_mut();
         if !core.engine.is_home() {
-            core.engine.topic_changed(state);
+            core.engine.catalogue_changed(state);
             // Readers of a deleted topic are told by the shard's task, which may have nothing else to wake it.
             self.work.raise();
         }
     }
 
-    pub fn topic(&self, id: TopicId) -> TopicState {
-        self.core.borrow().engine.topic(id)
+    pub fn catalogue_state(&self, id: CatalogueId) -> CatalogueState {
+        self.core.borrow().engine.catalogue_state(id)
     }
 
-    /// What this shard knows of a topic; none where it has no topic of that name.
-    pub fn topic_asked(&self, asked: &TopicAsked) -> Option<TopicState> {
+    /// What this shard knows of a topic or a group; none where it has none of that name.
+    pub fn catalogue_asked(&self, asked: &CatalogueAsked) -> Option<CatalogueState> {
         match asked {
-            TopicAsked::Id(id) => Some(self.topic(*id)),
-            TopicAsked::Name(name) => self.core.borrow().engine.topic_named(name).cloned().map(TopicState::Live),
+            CatalogueAsked::Id(id) => Some(self.catalogue_state(*id)),
+            CatalogueAsked::TopicNamed(name) => {
+                let core = self.core.borrow();
+                core.engine.topic_named(name).cloned().map(|topic| TopicState::Live(topic).into())
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Questions to other executors that tasks wait for: a number that travels with the question, and the place for its answer.
 
-use crate::engine::TopicState;
+use crate::engine::CatalogueState;
 use crate::shard::event::Event;
 use crate::shard::reports::ShardReport;
 use std::cell::{Cell, RefCell};
@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 /// An answer from another executor.
 pub enum Reply {
-    Topic(Option<TopicState>),
+    Catalogue(Option<CatalogueState>),
     Reports(Vec<ShardReport>),
 }
 

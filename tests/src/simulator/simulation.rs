@@ -278,9 +278,9 @@ impl Simulation {
             }
             process.shards.push(started);
         }
-        let highest = process.shards.iter().map(|shard| shard.engine.highest_topic_id()).max();
+        let highest = process.shards.iter().map(|shard| shard.engine.highest_id()).max();
         if let (Some(home), Some(highest)) = (process.shards.first_mut(), highest) {
-            home.engine.raise_topic_id(highest);
+            home.engine.raise_id(highest);
             self.catalogue.recovered(&home.engine)?;
         }
         self.is_up = true;

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use peregrine_broker::engine::{
-    BatchPlace, CatalogueDecision, Credit, Delivery, ProduceDecision, ReaderOwner, Refusal, StartAt, StoredBatch,
-    TopicState,
+    BatchPlace, CatalogueDecision, CatalogueState, Credit, Delivery, ProduceDecision, ReaderOwner, Refusal, StartAt,
+    StoredBatch, TopicState,
 };
 use peregrine_broker::log::AppendRefused;
 use peregrine_protocol::entry::entry_len;
@@ -97,10 +97,12 @@ impl Simulation {
         }
         while let Some(state) = process.shards[0].engine.next_catalogue_effect() {
             self.machine.note(&("takes effect", format!("{state:?}")));
-            self.statistics.deleted += u64::from(matches!(state, TopicState::Deleted(_)));
-            self.catalogue.effect(&state)?;
+            if let CatalogueState::Topic(state) = &state {
+                self.statistics.deleted += u64::from(matches!(state, TopicState::Deleted(_)));
+                self.catalogue.effect(state)?;
+            }
             for shard in &mut process.shards[1..] {
-                shard.engine.topic_changed(&state);
+                shard.engine.catalogue_changed(&state);
             }
         }
         Ok(())

@@ -1,13 +1,36 @@
-//! Consumer groups.
+//! Consumer groups: which exist, how far each has acknowledged the queues that it consumes, and who its members are.
 //!
+//! A group is an object of the catalogue like a topic. Its place in a queue is durable state of the shard that owns the queue,
+//! kept in the same log as the queue's messages: whatever a crash takes, it takes messages and places alike, so that a place
+//! never lies beyond its queue's end.
+//!
+//! - `change`, `registry`: groups in the catalogue
+//! - `offsets`: the log entry that moves places
+//! - `place`: the places that groups have in queues
+//! - `commit`: deciding on acknowledgements and resets, and applying their entries
+//! - `lag`: what is left for a group to read
 //! - `assignment`: who is to hold which queue
 //! - `home`, `roster`: who the members are, at the shard that sees them
 
 mod assignment;
+mod change;
+mod commit;
 mod home;
+mod lag;
+mod offsets;
+mod place;
+mod registry;
 mod roster;
 
+pub use change::GroupChange;
+pub use commit::{AckDecision, GroupAck, GroupPlace};
 pub use home::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
+pub use lag::LagRow;
+#[cfg(test)]
+pub use offsets::OffsetRow;
+pub use offsets::{OffsetEntry, OffsetsError};
+pub use place::{GroupPlaces, GroupQueues};
+pub use registry::{Group, GroupStart, GroupState, Groups};
 
 #[cfg(test)]
 mod tests;

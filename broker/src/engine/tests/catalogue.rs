@@ -79,7 +79,9 @@ fn a_change_takes_effect_only_when_it_is_durable() {
     }
     assert_eq!(bench.engine.next_catalogue_effect(), None);
     bench.harden();
-    let Some(TopicState::Live(topic)) = bench.engine.next_catalogue_effect() else { panic!("it took effect") };
+    let Some(CatalogueState::Topic(TopicState::Live(topic))) = bench.engine.next_catalogue_effect() else {
+        panic!("it took effect")
+    };
     assert_eq!(bench.engine.topic_named("a"), Some(&topic));
 }
 
@@ -133,7 +135,7 @@ fn altering_keeps_the_instant_of_creation() {
 #[test]
 fn new_ids_lie_above_those_seen_in_any_shard() {
     let mut bench = Bench::empty(ONE_SHARD);
-    bench.engine.raise_topic_id(TopicId(41));
+    bench.engine.raise_id(ObjectId(41));
     assert_eq!(ask(&mut bench, "create a 1"), "topic 42");
 }
 
@@ -154,21 +156,22 @@ fn a_copy_asks_shard_0_before_it_says_that_something_is_unknown() {
     let decide = |copy: &Bench, topic: u64, queue: u32| {
         copy.engine.decide_produce(&BatchOffer { topic: TopicId(topic), ..offer(queue) }, copy.now).err()
     };
+    let ask_home = |topic, otherwise| Refusal::AskHome { about: CatalogueId::Topic(TopicId(topic)), otherwise };
     assert_eq!(decide(&copy, 1, mine), None);
     assert_eq!(decide(&copy, 1, (mine + 1) % 4), Some(Refusal::WrongShard(HOME)));
-    assert_eq!(decide(&copy, 1, mine + 4), Some(Refusal::AskHome { otherwise: ErrorCode::UnknownQueue }));
-    assert_eq!(decide(&copy, 2, mine), Some(Refusal::AskHome { otherwise: ErrorCode::UnknownTopic }));
+    assert_eq!(decide(&copy, 1, mine + 4), Some(ask_home(1, ErrorCode::UnknownQueue)));
+    assert_eq!(decide(&copy, 2, mine), Some(ask_home(2, ErrorCode::UnknownTopic)));
     home.change(home.engine.decide_alter("a", 8, home.now));
     home.harden();
-    copy.engine.topic_changed(&home.engine.topic(TOPIC));
+    copy.engine.catalogue_changed(&home.engine.topic(TOPIC).into());
     assert_eq!(decide(&copy, 1, mine + 4), None);
 
     copy.store(mine, 1, Synced);
     home.change(home.engine.decide_delete("a", None, home.now));
     home.harden();
     let old = copy.engine.topic(TOPIC);
-    copy.engine.topic_changed(&home.engine.topic(TOPIC));
-    copy.engine.topic_changed(&old);
+    copy.engine.catalogue_changed(&home.engine.topic(TOPIC).into());
+    copy.engine.catalogue_changed(&old.into());
     assert_eq!(decide(&copy, 1, mine), Some(Refusal::TopicDeleted), "late news bring nothing back");
     assert_eq!(copy.engine.counts().queues, 0);
 }
@@ -186,7 +189,7 @@ fn a_copy_skips_what_was_deleted_and_refuses_what_never_was() {
     let stranger = EntryHeader { topic: TopicId(9), ..header };
     let error = engine.apply(&stranger, &[]).expect_err("damage");
     assert_eq!((error.position, error.reason), (header.position, ApplyErrorReason::UnknownTopic(TopicId(9))));
-    assert_eq!(engine.highest_topic_id(), TopicId(9));
+    assert_eq!(engine.highest_id(), ObjectId(9));
 }
 
 #[test]
@@ -250,7 +253,7 @@ fn check_hole(requests: &[&str], lost: &[usize], expected: &str) {
     let found: Vec<String> =
         engine.topics_after(None).map(|topic| format!("{} {} {}", topic.id, topic.name, topic.queues)).collect();
     assert_eq!(found.join(", "), expected);
-    assert_eq!(engine.highest_topic_id(), bench.engine.highest_topic_id());
+    assert_eq!(engine.highest_id(), bench.engine.highest_id());
 }
 
 #[test]
@@ -272,7 +275,7 @@ fn batches_of_a_topic_that_a_hole_took_are_skipped_in_every_shard() {
     let mut engine = Engine::new(COPY);
     engine.install_catalogue(lossy.catalogue_snapshot());
     assert_eq!(engine.apply(&header, &[]), Ok(Applied::Skipped));
-    lossy.raise_topic_id(engine.highest_topic_id());
+    lossy.raise_id(engine.highest_id());
     lossy.recovered(LogPosition(4096));
     home.engine = lossy;
     assert_eq!(ask(&mut home, "create a 4"), "topic 2", "the id that was lost is not given again");

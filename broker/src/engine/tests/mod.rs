@@ -2,6 +2,10 @@
 
 mod catalogue;
 mod epochs;
+mod group_history;
+mod groups;
+mod offset_entries;
+mod offsets;
 mod producers;
 mod readers;
 mod visibility;
@@ -61,7 +65,7 @@ impl Bench {
         self.engine.on_durable(self.end);
     }
 
-    fn change(&mut self, decision: Result<CatalogueDecision, Refusal>) {
+    fn change<T: std::fmt::Debug>(&mut self, decision: Result<CatalogueDecision<T>, Refusal>) {
         match decision {
             Ok(CatalogueDecision::Append { draft, payload }) => {
                 self.append(&draft, payload);

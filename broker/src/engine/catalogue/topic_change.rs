@@ -1,4 +1,4 @@
-//! The payload of a catalogue entry: one change, little endian. The entry's header carries the topic's id too.
+//! The payload of a catalogue entry about a topic, little endian.
 //!
 //! ```text
 //!  0         1       2             4               8               16
@@ -7,14 +7,12 @@
 //! └─────────┴───────┴─────────────┴───────────────┴───────────────┴──────────────┘
 //! ```
 //!
-//! Changes: 1 create, 2 alter (`queues` is the new number), 3 delete (`queues` is 0). A version or change that this program
-//! does not know stops the start: a newer program wrote it, and going on would lose what it means.
+//! Changes: 1 create, 2 alter (`queues` is the new number), 3 delete (`queues` is 0).
 
-use peregrine_protocol::checksum::crc32;
-use peregrine_protocol::entry::{EntryDraft, EntryFlags, EntryKind};
-use peregrine_protocol::ids::{Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence, TopicId};
+use peregrine_protocol::ids::TopicId;
 
-const VERSION: u8 = 1;
+use super::change::{CatalogueChangeError, VERSION};
+
 const FIXED: usize = 16;
 
 /// What happened to a topic.
@@ -26,7 +24,7 @@ pub enum ChangeKind {
     Delete = 3,
 }
 
-/// One change of the catalogue, as its entry says it.
+/// One change of a topic, as its entry says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicChange {
     pub kind: ChangeKind,
@@ -36,41 +34,7 @@ pub struct TopicChange {
     pub queues: u32,
 }
 
-/// Why a catalogue entry cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TopicChangeError {
-    #[error("catalogue entry version {0}, this program knows {VERSION}: a newer program wrote it")]
-    Version(u8),
-    #[error("unknown catalogue change {0}: a newer program wrote it")]
-    Change(u8),
-    #[error("a catalogue entry of {0} bytes does not hold what it announces")]
-    Length(usize),
-    #[error("a topic's name in the catalogue is not UTF-8")]
-    Name,
-}
-
 impl TopicChange {
-    /// The entry that makes this change, and its payload.
-    pub fn draft(&self, store_time: Nanos) -> (EntryDraft, Vec<u8>) {
-        let payload = self.encode();
-        let draft = EntryDraft {
-            kind: EntryKind::Catalogue,
-            flags: EntryFlags::NONE,
-            payload_crc: crc32(&payload),
-            length: payload.len() as u32,
-            record_count: 0,
-            topic: self.topic,
-            queue: QueueId(0),
-            producer_epoch: ProducerEpoch(0),
-            base_offset: QueueOffset(0),
-            store_time,
-            producer_id: ProducerId::NONE,
-            sequence: Sequence(0),
-        };
-        (draft, payload)
-    }
-
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(FIXED + self.name.len());
         bytes.extend([VERSION, self.kind as u8]);
@@ -81,27 +45,27 @@ impl TopicChange {
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, TopicChangeError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, CatalogueChangeError> {
         let Some((fixed, name)) = bytes.split_first_chunk::<FIXED>() else {
-            return Err(TopicChangeError::Length(bytes.len()));
+            return Err(CatalogueChangeError::Length(bytes.len()));
         };
         let &[version, change, n0, n1, q0, q1, q2, q3, topic @ ..] = fixed;
         if version != VERSION {
-            return Err(TopicChangeError::Version(version));
+            return Err(CatalogueChangeError::Version(version));
         }
         let kind = match change {
             1 => ChangeKind::Create,
             2 => ChangeKind::Alter,
             3 => ChangeKind::Delete,
-            other => return Err(TopicChangeError::Change(other)),
+            other => return Err(CatalogueChangeError::Change(other)),
         };
         if name.len() != usize::from(u16::from_le_bytes([n0, n1])) {
-            return Err(TopicChangeError::Length(bytes.len()));
+            return Err(CatalogueChangeError::Length(bytes.len()));
         }
         Ok(Self {
             kind,
             topic: TopicId(u64::from_le_bytes(topic)),
-            name: std::str::from_utf8(name).map_err(|_| TopicChangeError::Name)?.to_owned(),
+            name: std::str::from_utf8(name).map_err(|_| CatalogueChangeError::Name)?.to_owned(),
             queues: u32::from_le_bytes([q0, q1, q2, q3]),
         })
     }
@@ -130,15 +94,15 @@ mod tests {
         }
         let good = create().encode();
         for end in 0..good.len() {
-            assert_eq!(TopicChange::decode(&good[..end]), Err(TopicChangeError::Length(end)));
+            assert_eq!(TopicChange::decode(&good[..end]), Err(CatalogueChangeError::Length(end)));
         }
         let changed = |at: usize, value: u8| {
             let mut bytes = create().encode();
             bytes[at] = value;
             TopicChange::decode(&bytes)
         };
-        assert_eq!(changed(0, 2), Err(TopicChangeError::Version(2)));
-        assert_eq!(changed(1, 4), Err(TopicChangeError::Change(4)));
-        assert_eq!(changed(16, 0xff), Err(TopicChangeError::Name));
+        assert_eq!(changed(0, 2), Err(CatalogueChangeError::Version(2)));
+        assert_eq!(changed(1, 4), Err(CatalogueChangeError::Change(4)));
+        assert_eq!(changed(16, 0xff), Err(CatalogueChangeError::Name));
     }
 }

@@ -1,6 +1,6 @@
-//! A set of ids kept as ranges: topics that were deleted. Ids are given out in order, so that runs of them are one range each.
+//! A set of ids kept as ranges: topics and groups that were deleted. Ids are given out in order, so that runs of them are one range each.
 
-use peregrine_protocol::ids::TopicId;
+use super::object::ObjectId;
 
 /// Ranges `[first, last]`, ascending, neither touching nor overlapping.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,13 +9,13 @@ pub struct IdRanges {
 }
 
 impl IdRanges {
-    pub fn contains(&self, id: TopicId) -> bool {
+    pub fn contains(&self, id: ObjectId) -> bool {
         let after = self.ranges.partition_point(|&(first, _)| first <= id.0);
         after > 0 && id.0 <= self.ranges[after - 1].1
     }
 
     /// Adds one id; one that is there already changes nothing.
-    pub fn insert(&mut self, id: TopicId) {
+    pub fn insert(&mut self, id: ObjectId) {
         let after = self.ranges.partition_point(|&(first, _)| first <= id.0);
         if after > 0 && id.0 <= self.ranges[after - 1].1 {
             return;
@@ -34,8 +34,8 @@ impl IdRanges {
     }
 
     /// First and last id of each range, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = (TopicId, TopicId)> + '_ {
-        self.ranges.iter().map(|&(first, last)| (TopicId(first), TopicId(last)))
+    pub fn iter(&self) -> impl Iterator<Item = (ObjectId, ObjectId)> + '_ {
+        self.ranges.iter().map(|&(first, last)| (ObjectId(first), ObjectId(last)))
     }
 }
 
@@ -51,10 +51,10 @@ mod tests {
             let mut ranges = IdRanges::default();
             let mut plain = BTreeSet::new();
             for id in ids {
-                ranges.insert(TopicId(id));
+                ranges.insert(ObjectId(id));
                 plain.insert(id);
                 for probe in 0..62 {
-                    prop_assert_eq!(ranges.contains(TopicId(probe)), plain.contains(&probe));
+                    prop_assert_eq!(ranges.contains(ObjectId(probe)), plain.contains(&probe));
                 }
                 let runs = plain.iter().filter(|&&id| !plain.contains(&(id - 1))).count();
                 prop_assert_eq!(ranges.iter().count(), runs);

@@ -1,0 +1,160 @@
+//! Requests for changes of the catalogue, at home: each is a new entry, done already, or waits for one that is under way.
+
+use peregrine_protocol::entry::EntryDraft;
+use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, TopicId};
+use peregrine_protocol::limits::{GROUP_TOPICS_MAX, QUEUES_PER_TOPIC_MAX};
+use peregrine_protocol::name::check_name;
+
+use super::change::CatalogueChange;
+use super::topic_change::{ChangeKind, TopicChange};
+use super::{Catalogue, ObjectId, Topic};
+use crate::engine::group::{Group, GroupChange, GroupStart};
+use crate::engine::{Refusal, StartAt};
+use crate::limits;
+
+/// What to do about a request to change a topic or (`T`) a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogueDecision<T = Topic> {
+    /// Append this entry; answer once it took effect and every shard was told.
+    Append { draft: EntryDraft, payload: Vec<u8> },
+    /// It is as the request wants it already.
+    Done(T),
+    /// A change of the same name is on its way to the disk: decide again when durable has reached this position.
+    After(LogPosition),
+}
+
+impl Catalogue {
+    pub fn decide_create(&self, name: &str, queues: u32, time: Nanos) -> Result<CatalogueDecision, Refusal> {
+        check_name(name).map_err(|_| Refusal::InvalidName)?;
+        check_queues(queues)?;
+        if let Some(end) = self.pending_of_topic(name) {
+            return Ok(CatalogueDecision::After(end));
+        }
+        match self.named(name) {
+            Some(topic) if topic.queues == queues => return Ok(CatalogueDecision::Done(topic.clone())),
+            Some(topic) => return Err(Refusal::TopicExists { queues: topic.queues }),
+            None => {}
+        }
+        if self.topics.len() + self.pending.len() >= limits::TOPICS_MAX {
+            return Err(Refusal::LimitReached("topics"));
+        }
+        self.change_topic(ChangeKind::Create, TopicId(self.next_id().0), name, queues, time)
+    }
+
+    pub fn decide_alter(&self, name: &str, queues: u32, time: Nanos) -> Result<CatalogueDecision, Refusal> {
+        check_queues(queues)?;
+        if let Some(end) = self.pending_of_topic(name) {
+            return Ok(CatalogueDecision::After(end));
+        }
+        match self.named(name) {
+            None => Err(Refusal::UnknownTopic),
+            Some(topic) if queues < topic.queues => Err(Refusal::InvalidArgument("a topic never loses queues")),
+            Some(topic) if queues == topic.queues => Ok(CatalogueDecision::Done(topic.clone())),
+            Some(topic) => self.change_topic(ChangeKind::Alter, topic.id, name, queues, time),
+        }
+    }
+
+    pub fn decide_delete(&self, name: &str, id: Option<TopicId>, time: Nanos) -> Result<CatalogueDecision, Refusal> {
+        if let Some(end) = self.pending_of_topic(name) {
+            return Ok(CatalogueDecision::After(end));
+        }
+        match self.named(name).filter(|topic| id.is_none_or(|id| id == topic.id)) {
+            None if id.is_some_and(|id| self.is_deleted(id)) => Err(Refusal::TopicDeleted),
+            None => Err(Refusal::UnknownTopic),
+            Some(topic) => self.change_topic(ChangeKind::Delete, topic.id, name, 0, time),
+        }
+    }
+
+    pub fn decide_create_group(
+        &self,
+        name: &str,
+        topics: &[(TopicId, StartAt)],
+        time: Nanos,
+    ) -> Result<CatalogueDecision<Group>, Refusal> {
+        check_name(name).map_err(|_| Refusal::InvalidName)?;
+        if let Some(&(unknown, _)) = topics.iter().find(|&&(topic, _)| self.get(topic).is_none()) {
+            return Err(if self.is_deleted(unknown) { Refusal::TopicDeleted } else { Refusal::UnknownTopic });
+        }
+        if let Some(end) = self.pending_of_group(name) {
+            return Ok(CatalogueDecision::After(end));
+        }
+        let known = self.group_named(name);
+        if known.is_none() && self.groups.len() + self.pending.len() >= limits::GROUPS_MAX {
+            return Err(Refusal::LimitReached("groups"));
+        }
+        let made = || Group { id: GroupId(self.next_id().0), name: name.into(), created: time, topics: Vec::new() };
+        let mut group = known.cloned().unwrap_or_else(made);
+        for &(topic, start) in topics {
+            group.add(topic, GroupStart::asked(start, time));
+        }
+        match known {
+            _ if group.topics.len() > GROUP_TOPICS_MAX => Err(Refusal::LimitReached("topics of a group")),
+            Some(known) if known.topics.len() == group.topics.len() => Ok(CatalogueDecision::Done(group)),
+            _ => self.change(&CatalogueChange::Group(GroupChange::Is(group)), time),
+        }
+    }
+
+    pub fn decide_delete_group(
+        &self,
+        name: &str,
+        id: Option<GroupId>,
+        time: Nanos,
+    ) -> Result<CatalogueDecision<Group>, Refusal> {
+        if let Some(end) = self.pending_of_group(name) {
+            return Ok(CatalogueDecision::After(end));
+        }
+        match self.group_named(name).filter(|group| id.is_none_or(|id| id == group.id)) {
+            None if id.is_some_and(|id| self.is_deleted(id)) => Err(Refusal::GroupDeleted),
+            None => Err(Refusal::UnknownGroup),
+            Some(group) => {
+                let deleted = GroupChange::Deleted { group: group.id, name: name.to_owned() };
+                self.change(&CatalogueChange::Group(deleted), time)
+            }
+        }
+    }
+
+    /// Where the newest pending change of that topic ends.
+    pub(super) fn pending_of_topic(&self, name: &str) -> Option<LogPosition> {
+        self.pending_of(|change| matches!(change, CatalogueChange::Topic(change) if change.name == name))
+    }
+
+    /// Where the newest pending change of that group ends.
+    pub(super) fn pending_of_group(&self, name: &str) -> Option<LogPosition> {
+        self.pending_of(|change| matches!(change, CatalogueChange::Group(change) if change.name() == name))
+    }
+
+    fn pending_of(&self, is_wanted: impl Fn(&CatalogueChange) -> bool) -> Option<LogPosition> {
+        self.pending.iter().rev().find(|pending| is_wanted(&pending.change)).map(|pending| pending.end)
+    }
+
+    fn next_id(&self) -> ObjectId {
+        ObjectId(self.highest.0 + 1)
+    }
+
+    fn change_topic(
+        &self,
+        kind: ChangeKind,
+        topic: TopicId,
+        name: &str,
+        queues: u32,
+        time: Nanos,
+    ) -> Result<CatalogueDecision, Refusal> {
+        self.change(&CatalogueChange::Topic(TopicChange { kind, topic, name: name.to_owned(), queues }), time)
+    }
+
+    fn change<T>(&self, change: &CatalogueChange, time: Nanos) -> Result<CatalogueDecision<T>, Refusal> {
+        if self.pending.len() >= limits::CATALOGUE_CHANGES_PENDING_MAX {
+            return Err(Refusal::Busy { retry_after: limits::CATALOGUE_RETRY });
+        }
+        let (draft, payload) = change.draft(time);
+        Ok(CatalogueDecision::Append { draft, payload })
+    }
+}
+
+pub(super) fn check_queues(queues: u32) -> Result<(), Refusal> {
+    if (1..=QUEUES_PER_TOPIC_MAX).contains(&queues) {
+        Ok(())
+    } else {
+        Err(Refusal::InvalidArgument("a topic has 1 to 65536 queues"))
+    }
+}
