@@ -4,11 +4,11 @@ use crate::control::settings::Idle;
 use crate::engine::{HOME, ReaderOwner, Refusal};
 use crate::limits::{COLD_BUDGET, COLD_READ, CONNECTIONS_PER_EXECUTOR, RECEIVE_FLOOR, RECEIVE_SCRATCH};
 use crate::shard::answers;
-use crate::shard::connection::outbox::LogBytes;
+use crate::shard::connection::outbox::{LogBytes, Outbox};
 use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::connection::reader::Reader;
 use crate::shard::connection::receive::ReceiveBudget;
-use crate::shard::connection::{Connection, Mark, socket, writer};
+use crate::shard::connection::{Connection, socket, writer};
 use crate::shard::credit::Credit;
 use crate::shard::gate::Gate;
 use crate::shard::mesh::Mesh;
@@ -343,8 +343,8 @@ impl Executor {
     }
 
     /// Records the times of what was sent.
-    pub fn record(&self, marks: &mut Vec<Mark>, now: Nanos) {
-        for mark in marks.drain(..) {
+    pub fn record(&self, outbox: &mut Outbox, now: Nanos) {
+        while let Some(mark) = outbox.next_mark() {
             if let Some(shard) = self.shard(mark.shard) {
                 shard.record(mark.stage, mark.since, now);
             }
@@ -379,11 +379,28 @@ impl Executor {
                     return ColdRead::Stopped;
                 }
                 tracing::error!(shard = id.0, position = position.0, %error, "a consumer's messages cannot be read");
-                *outlet.cold.borrow_mut() =
-                    Some(ColdBlock { shard: id, start: position, bytes: Box::new(&[][..]), charged: 0 });
+                shard.read_failed.set(true);
+                *outlet.cold.borrow_mut() = Some(ColdBlock::unreadable(id, position));
                 ColdRead::Unreadable
             }
         }
+    }
+
+    /// Reads a batch in blocks, to see that the disk gives all of it. The first of them stays with the outlet.
+    pub async fn probe_cold(&self, outlet: &Outlet, batch: LogBytes) -> ColdRead {
+        for at in (0..batch.len).step_by(COLD_READ).rev() {
+            let block = LogBytes { position: batch.position + at as u64, len: COLD_READ.min(batch.len - at), ..batch };
+            match self.read_cold(outlet, block).await {
+                ColdRead::Done => {}
+                ColdRead::Unreadable => {
+                    *outlet.cold.borrow_mut() = Some(ColdBlock::unreadable(batch.shard, batch.position));
+                    return ColdRead::Unreadable;
+                }
+                ColdRead::Stopped => return ColdRead::Stopped,
+            }
+        }
+        outlet.probed.set(Some((batch.shard, batch.position)));
+        ColdRead::Done
     }
 
     /// Gives an outlet's block back.

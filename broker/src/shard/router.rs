@@ -90,12 +90,13 @@ fn route_to(
 
 /// Sends a frame over the mesh; credit for it was taken.
 fn forward(executor: &Executor, shard: ShardId, connection: PeerId, frame: &Frame<'_>, received_at: Nanos) {
+    // Its writer may have ended while its reader had this frame: the other executor was told of its end, and would serve
+    // what came behind that for ever.
+    let Some(asking) = executor.peers.connection(connection) else { return executor.credit(shard).give_back() };
+    executor.note_proxied(&asking, shard);
     let mut bytes = Vec::with_capacity(frame.len());
     let kind = Kind::from_number(frame.head.kind).unwrap_or(Kind::Error);
     frame::encode(kind, Sender::Client, frame.head.correlation, frame.header, frame.body, &mut bytes);
-    if let Some(asking) = executor.peers.connection(connection) {
-        executor.note_proxied(&asking, shard);
-    }
     let frame = bytes.into_boxed_slice();
     executor.counters.forwarded.set(executor.counters.forwarded.get() + 1);
     executor

@@ -92,6 +92,8 @@ pub struct Shard {
     /// The log was closed: its task ends.
     pub closed: Cell<bool>,
     poison_told: Cell<bool>,
+    /// A read of the disk has failed in this run.
+    pub read_failed: Cell<bool>,
     room_waiters: Crowd,
 }
 
@@ -134,6 +136,7 @@ impl Shard {
             in_flight: Cell::new(0),
             closed: Cell::new(false),
             poison_told: Cell::new(false),
+            read_failed: Cell::new(false),
             room_waiters: Crowd::default(),
         })
     }
@@ -151,6 +154,18 @@ impl Shard {
     pub fn header_of(&self, batch: &BatchPlace, cold: Option<&ColdBlock>) -> Result<EntryHeader, NoBytes> {
         let len = (ENTRY_HEADER_LEN + batch.length as usize).min(COLD_READ);
         self.with_bytes(batch, len, cold, |header, _| header)
+    }
+
+    /// The bytes of a batch that are to be read to their end before its header leaves, once a read of this shard's disk has
+    /// failed: a batch of several blocks, of which one beyond the first may be the one that the disk does not give. A disk
+    /// that never failed is not asked twice.
+    pub fn to_probe(&self, batch: &BatchPlace, probed: Option<(ShardId, LogPosition)>) -> Option<LogBytes> {
+        let (position, len) = (batch.position, ENTRY_HEADER_LEN + batch.length as usize);
+        if !self.read_failed.get() || len <= COLD_READ || probed == Some((self.id, position)) {
+            return None;
+        }
+        let in_ring = self.ring().get(position, len).is_some();
+        (!in_ring).then_some(LogBytes { shard: self.id, position, len })
     }
 
     /// Lends out a batch's header and payload.
@@ -225,6 +240,7 @@ impl Shard {
             if core.log.is_poisoned() {
                 self.tell_poison(executor, core);
             }
+            let was_full = !Self::has_place_to_wait(core);
             let (published, durable) = (core.log.published(), core.log.durable());
             core.engine.on_published(published);
             core.engine.on_durable(durable);
@@ -237,6 +253,9 @@ impl Shard {
                     Waiting::Change(asked) => changes.push(asked),
                     Waiting::ChangeAgain(asked) => again.push(asked),
                 }
+            }
+            if was_full && Self::has_place_to_wait(core) {
+                self.room_came();
             }
             while let Some(state) = core.engine.next_catalogue_effect() {
                 effects.push(state);

@@ -41,7 +41,6 @@ pub struct Connection {
     stream: RefCell<TcpStream>,
     descriptor: RawFd,
     pub outbox: RefCell<Outbox>,
-    marks: RefCell<Vec<Mark>>,
     /// Requests that are not answered yet.
     outstanding: Cell<usize>,
     /// Raised when the reader may go on: there is room for answers again.
@@ -76,7 +75,6 @@ impl Connection {
             stream: RefCell::new(stream),
             descriptor,
             outbox: RefCell::default(),
-            marks: RefCell::default(),
             outstanding: Cell::new(0),
             reading: Event::default(),
             closing: Cell::new(false),
@@ -130,7 +128,7 @@ impl Connection {
     }
 
     pub fn mark(&self, mark: Mark) {
-        self.marks.borrow_mut().push(mark);
+        self.outbox.borrow_mut().mark(mark);
     }
 
     pub fn is_closing(&self) -> bool {
@@ -149,10 +147,6 @@ impl Connection {
     /// Gives back what an idle connection does not need.
     pub fn release_buffers(&self) {
         self.outbox.borrow_mut().release();
-        let mut marks = self.marks.borrow_mut();
-        if marks.is_empty() {
-            *marks = Vec::new();
-        }
         let mut held = self.outlet.held.borrow_mut();
         if held.is_empty() {
             *held = VecDeque::new();

@@ -10,6 +10,7 @@
 //!   bytes    [answer answer head][head][answer]                       head..
 //! ```
 
+use super::Mark;
 use crate::limits::{GATHER_BYTES, GATHER_PAYLOADS, OUTPUT_HIGH};
 use peregrine_protocol::ids::{LogPosition, ShardId};
 use std::collections::VecDeque;
@@ -38,6 +39,11 @@ pub struct Outbox {
     head: usize,
     log_pieces: usize,
     log_bytes: usize,
+    /// Bytes that were ever put in, and of those the ones that left.
+    put: u64,
+    left: u64,
+    /// Times to be recorded, each with how much must have left for it.
+    marks: VecDeque<(u64, Mark)>,
 }
 
 /// One run of bytes for the send, in order.
@@ -79,6 +85,7 @@ impl Outbox {
         let before = self.bytes.len();
         let result = write(&mut self.bytes);
         let more = self.bytes.len() - before;
+        self.put += more as u64;
         match self.pieces.back_mut() {
             _ if more == 0 => {}
             Some(Piece::Own(len)) => *len += more,
@@ -92,8 +99,20 @@ impl Outbox {
         if bytes.len > 0 {
             self.log_pieces += 1;
             self.log_bytes += bytes.len;
+            self.put += bytes.len as u64;
             self.pieces.push_back(Piece::Log(bytes));
         }
+    }
+
+    /// Remembers a time until all that is in the outbox now has left.
+    pub fn mark(&mut self, mark: Mark) {
+        self.marks.push_back((self.put, mark));
+    }
+
+    /// The next mark whose bytes have left.
+    pub fn next_mark(&mut self) -> Option<Mark> {
+        let left = self.left;
+        self.marks.pop_front_if(|&mut (at, _)| at <= left).map(|(_, mark)| mark)
     }
 
     /// What is to be sent, in order.
@@ -110,6 +129,7 @@ impl Outbox {
 
     /// The socket took `count` bytes.
     pub fn sent(&mut self, mut count: usize) {
+        self.left += count as u64;
         while count > 0 {
             let Some(piece) = self.pieces.front_mut() else {
                 unreachable!("more was sent than there was");
@@ -140,6 +160,7 @@ impl Outbox {
         if self.is_empty() {
             (self.bytes, self.head) = (Vec::new(), 0);
             self.pieces = VecDeque::new();
+            self.marks = VecDeque::new();
         }
     }
 }
@@ -147,6 +168,8 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::stages::Stage;
+    use peregrine_protocol::ids::Nanos;
 
     fn log(position: u64, len: usize) -> LogBytes {
         LogBytes { shard: ShardId(0), position: LogPosition(position), len }
@@ -183,6 +206,29 @@ mod tests {
             }
             assert!(outbox.is_empty() && outbox.own_len() == 0 && outbox.log_pieces == 0 && outbox.log_bytes == 0);
         }
+    }
+
+    /// A time was recorded when nothing waited any more: for a consumer that is always behind that was never, and the times
+    /// piled up.
+    #[test]
+    fn a_mark_is_due_when_what_stood_before_it_has_left() {
+        let mut outbox = Outbox::default();
+        let mark = |since| Mark { shard: ShardId(0), stage: Stage::Deliver, since: Nanos(since) };
+        let due = |outbox: &mut Outbox| outbox.next_mark().map(|mark| mark.since.0);
+        outbox.push(|bytes| bytes.extend_from_slice(&[0; 10]));
+        outbox.push_log(log(0, 20));
+        outbox.mark(mark(1));
+        outbox.push(|bytes| bytes.extend_from_slice(&[0; 5]));
+        outbox.mark(mark(2));
+        outbox.mark(mark(3));
+        outbox.push_log(log(100, 7));
+        outbox.sent(29);
+        assert_eq!(due(&mut outbox), None);
+        outbox.sent(1);
+        assert_eq!((due(&mut outbox), due(&mut outbox)), (Some(1), None));
+        outbox.sent(6);
+        assert_eq!([due(&mut outbox), due(&mut outbox), due(&mut outbox)], [Some(2), Some(3), None]);
+        assert!(!outbox.is_empty() && outbox.marks.is_empty());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, QueueOffset, ShardId, SubscriptionId};
 use peregrine_protocol::limits::FETCH_BATCHES_MAX;
 use peregrine_protocol::message::{BatchHead, ErrorAnswer, Fetch, FetchAnswer, FetchBody};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 
 /// Something to be sent.
@@ -96,6 +96,11 @@ pub struct ColdBlock {
 }
 
 impl ColdBlock {
+    /// Stands for bytes that could not be read.
+    pub fn unreadable(shard: ShardId, start: LogPosition) -> Self {
+        ColdBlock { shard, start, bytes: Box::new(&[][..]), charged: 0 }
+    }
+
     /// The bytes from `position` on, at most `len` of them; `None` where the block holds none of them.
     pub fn get(&self, shard: ShardId, position: LogPosition, len: usize) -> Option<&[u8]> {
         let at = position.0.checked_sub(self.start.0)? as usize;
@@ -114,6 +119,8 @@ impl ColdBlock {
 pub struct Outlet {
     pub held: RefCell<VecDeque<Held>>,
     pub cold: RefCell<Option<ColdBlock>>,
+    /// The batch that was last read to its end, to see that its disk gives it.
+    pub probed: Cell<Option<(ShardId, LogPosition)>>,
     /// Raised when there is something to do for whoever sends.
     pub news: Event,
 }

@@ -36,6 +36,14 @@ enum Sent {
     Cold(LogBytes),
 }
 
+/// What must be read from disk before anything more can be assembled.
+enum Missing {
+    /// At least these bytes.
+    Block(LogBytes),
+    /// A batch, to its end, before its head leaves.
+    Probe(LogBytes),
+}
+
 /// Runs until the connection ends.
 pub async fn run(executor: Rc<Executor>, connection: Rc<Connection>) {
     let mut sent_in_turn = 0;
@@ -68,14 +76,18 @@ pub async fn run(executor: Rc<Executor>, connection: Rc<Connection>) {
                 sent_in_turn = 0;
             }
             Sent::Cold(bytes) => {
-                // The peer has the beginning of this frame already.
+                // The peer has the beginning of this frame already: where its rest cannot be read, nothing can follow.
                 if executor.read_cold(&connection.outlet, bytes).await != ColdRead::Done {
                     break;
                 }
             }
             Sent::Nothing => match missing {
-                Some(bytes) => {
-                    if executor.read_cold(&connection.outlet, bytes).await == ColdRead::Stopped {
+                Some(missing) => {
+                    let read = match missing {
+                        Missing::Block(bytes) => executor.read_cold(&connection.outlet, bytes).await,
+                        Missing::Probe(batch) => executor.probe_cold(&connection.outlet, batch).await,
+                    };
+                    if read == ColdRead::Stopped {
                         break;
                     }
                 }
@@ -94,7 +106,7 @@ pub async fn run(executor: Rc<Executor>, connection: Rc<Connection>) {
 }
 
 /// Moves what is held into the outbox while there is room. Returns what must be read from disk first.
-fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
+fn assemble(executor: &Executor, connection: &Connection) -> Option<Missing> {
     loop {
         let mut outbox = connection.outbox.borrow_mut();
         if !outbox.has_room_for_delivery() {
@@ -105,12 +117,19 @@ fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
         match held.front_mut()? {
             Held::Delivery { shard: id, subscription, batch, handed_out_at } => {
                 let (id, subscription, handed_out_at) = (*id, *subscription, *handed_out_at);
-                match executor.shard(id)?.header_of(batch, cold.as_ref()) {
+                let shard = executor.shard(id)?;
+                let probed = connection.outlet.probed.get();
+                if cold.as_ref().is_none_or(|block| !block.is_unreadable_at(id, batch.position))
+                    && let Some(batch) = shard.to_probe(batch, probed)
+                {
+                    return Some(Missing::Probe(batch));
+                }
+                match shard.header_of(batch, cold.as_ref()) {
                     Ok(header) => answers::delivery(&mut outbox, id, subscription, batch, &header),
-                    Err(NoBytes::Unread(missing)) => return Some(missing),
+                    Err(NoBytes::Unread(missing)) => return Some(Missing::Block(missing)),
                     Err(NoBytes::Damaged) => {
                         drop((outbox, held, cold));
-                        if executor.shard(id)?.end_damaged(connection.id, &connection.outlet, subscription) {
+                        if shard.end_damaged(connection.id, &connection.outlet, subscription) {
                             connection.send(|out| answers::ended(out, id, subscription, ErrorCode::Damaged));
                         }
                         continue;
@@ -118,13 +137,14 @@ fn assemble(executor: &Executor, connection: &Connection) -> Option<LogBytes> {
                 }
                 held.pop_front();
                 drop((outbox, held, cold));
+                connection.outlet.probed.set(None);
                 connection.mark(Mark { shard: id, stage: Stage::Deliver, since: handed_out_at });
                 executor.delivered(id, subscription);
             }
             Held::Fetch(fetch) => {
                 match fetch.fill(&*executor.shard(fetch.shard)?, cold.as_ref()) {
                     Ok(()) => outbox.push(|out| fetch.encode(out)),
-                    Err(NoBytes::Unread(missing)) => return Some(missing),
+                    Err(NoBytes::Unread(missing)) => return Some(Missing::Block(missing)),
                     Err(NoBytes::Damaged) => {
                         outbox.push(|out| ErrorAnswer::new(ErrorCode::Damaged).encode(fetch.correlation, out));
                     }
@@ -221,18 +241,13 @@ fn note_sent(executor: &Executor, connection: &Connection, count: usize) {
     if count == 0 {
         return;
     }
-    let emptied = {
-        let mut outbox = connection.outbox.borrow_mut();
-        outbox.sent(count);
-        if !outbox.is_high() {
-            connection.reading.raise();
-            connection.return_window(executor);
-        }
-        outbox.is_empty()
-    };
     let now = clock::monotonic();
     connection.last_used.set(now);
-    if emptied {
-        executor.record(&mut connection.marks.borrow_mut(), now);
+    let mut outbox = connection.outbox.borrow_mut();
+    outbox.sent(count);
+    executor.record(&mut outbox, now);
+    if !outbox.is_high() {
+        connection.reading.raise();
+        connection.return_window(executor);
     }
 }

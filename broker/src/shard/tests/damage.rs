@@ -10,6 +10,7 @@ use peregrine_protocol::ids::{DurableLevel, Epoch, QueueId, QueueOffset};
 use peregrine_protocol::limits::BLOCK;
 use peregrine_protocol::message::{Fetch, Produce, Request};
 use peregrine_protocol::placement::shard_of_queue;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 
 /// A header that did not read back was read again for ever, and what the connection's other readers wanted stood behind it.
@@ -140,4 +141,49 @@ fn a_failed_flush_poisons_and_the_stop_says_what_stands_only_in_the_ring() {
         Err(RunError::Close(CloseError::Poisoned { messages, .. })) => assert!((1..=2).contains(&messages)),
         other => panic!("{other:?}"),
     }
+}
+
+/// Every connection that asked for the batch was closed, for ever.
+#[test]
+fn an_unreadable_block_far_into_a_large_batch_closes_one_connection_and_then_ends_its_reader_alone() {
+    let (data, rings) = directories();
+    let serving = serve(&settings(data.path(), rings.path(), 1));
+    let mut client = serving.client(None);
+    let topic = client.create("far", 2);
+    let payload = batch(&vec![7; 900_000]);
+    let mut positions = Vec::new();
+    // Two batches of the first queue, and then as many of the second as push them all out of the ring.
+    for queue in [vec![0; 2], vec![1; 12]].concat() {
+        let head = head(topic, queue, DurableLevel::Synced, &payload);
+        match client.ask(&Request::Produce(Produce { head, payload: &payload })) {
+            Said::Stored(stored) => positions.extend(stored.position),
+            other => panic!("{other:?}"),
+        }
+    }
+    let segment = data.path().join("shard-0000/00000000000000000000-0000000001");
+    let file = std::fs::OpenOptions::new().write(true).open(segment).expect("the first segment");
+    file.set_len((BLOCK + positions[2].0 + 600_000).next_multiple_of(BLOCK)).expect("to cut it");
+
+    let mut unlucky = serving.client(None);
+    unlucky.subscribe(topic, 1);
+    let end = unlucky.socket.read_to_end(&mut Vec::new());
+    assert!(end.is_ok() || end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset), "it is closed");
+
+    let subscription = client.subscribe(topic, 1).subscription;
+    match client.receive().1 {
+        Said::Ended { code, of } => assert_eq!((code, of), (ErrorCode::Damaged.number(), subscription.0)),
+        other => panic!("{other:?}"),
+    }
+    // Large batches that can be read still come.
+    client.subscribe(topic, 0);
+    for number in 0..2 {
+        match client.receive().1 {
+            Said::Batch { head, payload: back, .. } => {
+                assert_eq!(head.base_offset.0, number);
+                assert!(back == payload, "bytes differ");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(serving.stop().is_ok());
 }

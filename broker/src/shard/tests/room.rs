@@ -14,8 +14,9 @@ use tempfile::TempDir;
 
 /// Bytes of each batch; 1 MiB of ring holds some 100.
 const BODY: usize = 10_000;
-/// A test whose machine was too slow to see what it waits for begins again so many times.
-const ATTEMPTS: usize = 50;
+/// A test whose machine was too slow to see what it waits for begins again, with a broker that has sent nothing back yet, for so
+/// long.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two shards; no flush of either is issued while `held`, and the ring of shard 1 is full.
 struct Full {
@@ -130,15 +131,26 @@ impl Full {
     }
 }
 
+/// Whether an attempt succeeds.
+fn in_time(mut attempt: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if attempt() {
+            return true;
+        }
+    }
+    false
+}
+
 fn is(said: &Said, expected: ErrorCode) -> bool {
     matches!(said, Said::Error { code } if *code == expected.number())
 }
 
 #[test]
 fn batches_without_room_wait_without_credit_and_hold_up_no_other_request() {
-    let mut full = Full::new(&[]);
-    let subscription = full.observer.subscribe(full.topic, full.queue).subscription;
-    let seen = (0..ATTEMPTS).any(|_| {
+    let seen = in_time(|| {
+        let mut full = Full::new(&[]);
+        let subscription = full.observer.subscribe(full.topic, full.queue).subscription;
         let sent = [BODY, BODY, 200_000].map(|body| full.send_far(body));
         let seen = full.sees_waiting(sent.len() as u64) && {
             let (epoch, offset) = (Epoch::ANY, QueueOffset(0));
@@ -155,10 +167,10 @@ fn batches_without_room_wait_without_credit_and_hold_up_no_other_request() {
             assert!(is(&said, ErrorCode::Busy), "{said:?}");
             assert_eq!(correlation, expected);
         }
+        full.until_nothing_waits();
         seen
     });
     assert!(seen, "other requests are answered while batches wait");
-    full.until_nothing_waits();
 }
 
 #[test]
@@ -177,7 +189,7 @@ fn a_batch_that_finds_no_room_elsewhere_in_time_is_answered_busy_and_the_next_on
         assert_eq!(full.until_nothing_waits(), Waiting { returned: 0, credit: 0, busy: before + sent.len() as u64 });
     }
     full.release();
-    let stored = (0..ATTEMPTS).any(|_| {
+    let stored = in_time(|| {
         full.send_far(BODY);
         match full.far.receive().1 {
             Said::Stored(_) => true,
@@ -246,7 +258,7 @@ fn a_log_that_is_poisoned_while_batches_wait_elsewhere_answers_them() {
     full.send_far(BODY);
     full.sees_waiting(1);
     full.release();
-    let poisoned = (0..ATTEMPTS).any(|_| {
+    let poisoned = in_time(|| {
         let said = full.far.receive().1;
         let poisoned = is(&said, ErrorCode::Poisoned);
         if !poisoned {
@@ -261,12 +273,12 @@ fn a_log_that_is_poisoned_while_batches_wait_elsewhere_answers_them() {
 
 #[test]
 fn a_connection_that_is_closed_while_its_batches_wait_leaves_nothing_behind() {
-    let mut full = Full::new(&[]);
     let connections = |full: &mut Full| {
         let figures = full.figures();
         [0, 1].map(|shard| figures["shards"][shard]["executor_figures"]["connections"].as_u64().expect("a number"))
     };
-    let dropped = (0..ATTEMPTS).any(|_| {
+    let dropped = in_time(|| {
+        let mut full = Full::new(&[]);
         let before = (full.until_nothing_waits().busy, connections(&mut full));
         let mut gone = full.serving.client(Some(0));
         // It has a proxy at the other executor, too.
