@@ -49,7 +49,9 @@ pub use catalogue::{
     CatalogueChangeError, CatalogueDecision, CatalogueId, CatalogueSnapshot, CatalogueState, ObjectId, Topic,
     TopicState,
 };
-pub use group::{AckDecision, Group, GroupAck, GroupPlace, GroupStart, GroupState, LagRow, OffsetEntry, OffsetsError};
+pub use group::{
+    AckChecked, AckDecision, Group, GroupAck, GroupPlace, GroupStart, GroupState, LagRow, OffsetEntry, OffsetsError,
+};
 pub use group::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
@@ -58,7 +60,7 @@ pub use reading::{FetchLimits, QueuePlace};
 pub use refusal::Refusal;
 
 use catalogue::{Catalogue, Removed};
-use group::GroupQueues;
+use group::{GroupQueues, Holders};
 use producer::Ageing;
 use queue::Queues;
 use reader::Readers;
@@ -113,6 +115,9 @@ pub struct Engine {
     ageing: Ageing,
     visibility: Visibility,
     readers: Readers,
+    holders: Holders,
+    /// Of the groups whose home this shard is, from [`Self::start_groups`] on.
+    membership: Option<Membership>,
     /// Store time of the newest entry.
     store_time: Nanos,
     published: LogPosition,
@@ -145,6 +150,8 @@ impl Engine {
             ageing: Ageing::default(),
             visibility: Visibility::default(),
             readers: Readers::default(),
+            holders: Holders::default(),
+            membership: None,
             store_time: Nanos::ZERO,
             published: LogPosition(0),
             durable: LogPosition(0),
@@ -284,6 +291,7 @@ impl Engine {
         if let Some(removed) = self.catalogue.set(state) {
             self.forget(&removed);
         }
+        self.groups_follow(state);
     }
 
     /// The highest id seen here; shard 0 gives new topics and groups ids above those of all shards ([`Self::raise_id`]).
@@ -360,12 +368,21 @@ impl Engine {
     }
 
     pub fn unsubscribe(&mut self, owner: ReaderOwner, id: SubscriptionId) -> Result<(), Refusal> {
-        self.readers.unsubscribe(owner, id, &mut self.queues)
+        if let Some(left) = self.readers.unsubscribe(owner, id, &mut self.queues)? {
+            self.turn_left(&left);
+        }
+        Ok(())
     }
 
-    /// A connection is gone, and its subscriptions with it.
-    pub fn detach(&mut self, owner: ReaderOwner) {
-        self.readers.detach(owner, &mut self.queues);
+    /// A connection is gone, and its subscriptions with it; its groups' members have the grace time from `now`, which is
+    /// monotonic, to come back.
+    pub fn detach(&mut self, owner: ReaderOwner, now: Nanos) {
+        for left in self.readers.detach(owner, &mut self.queues) {
+            self.turn_left(&left);
+        }
+        if let Some(membership) = &mut self.membership {
+            membership.detach(owner, now);
+        }
     }
 
     /// Subscriptions of one owner, with those whose end it has still to be told.
@@ -430,6 +447,7 @@ impl Engine {
             if let Some(removed) = removed {
                 self.forget(&removed);
             }
+            self.groups_follow(&state);
             if self.phase != Phase::Recovering {
                 self.effects.push_back(state);
             }

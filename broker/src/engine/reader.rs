@@ -7,16 +7,26 @@
 //!                           └──────────── the queue's visible end moved ────────────────────┘
 //! ```
 //!
+//! A subscription of a group's member stands by until it is the queue's turn in the group that its member holds, and is served
+//! like a reader from then on, until the queue is revoked (nothing more comes, but what came may be acknowledged) or it ends:
+//!
+//! ```text
+//!            activate           revoke                  told             end
+//!  StandBy ──────────► Ready … ────────► (LastTaken ►) Revoking ───────► Revoked ───────► Ended
+//! ```
+//!
 //! Only `Ready` ones stand in the list that the shard works through: one without credit or news costs nothing. A taken one
 //! stays out of it until the shard says that it can take the next batch of it, which is how a slow socket or a read from disk
 //! holds back its own subscriptions alone. Nothing here is durable: a crash ends connections and subscriptions with them.
 
 use std::collections::{HashMap, VecDeque};
 
-use peregrine_protocol::ids::{LogPosition, QueueOffset, SubscriptionId, TopicId};
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::{GroupId, LogPosition, QueueOffset, SubscriptionId, TopicId};
 
+use super::group::Attempts;
 use super::index::{IndexCursor, IndexEntry};
-use super::queue::{Queue, QueueSlot, Queues};
+use super::queue::{Queue, QueueKey, QueueSlot, Queues};
 use super::refusal::Refusal;
 use crate::limits;
 
@@ -35,7 +45,7 @@ pub struct ReaderKey {
 }
 
 impl ReaderKey {
-    fn id(self) -> SubscriptionId {
+    pub fn id(self) -> SubscriptionId {
         SubscriptionId(u64::from(self.generation) << 32 | u64::from(self.index))
     }
 
@@ -63,6 +73,8 @@ pub struct BatchPlace {
     pub records: u32,
     /// Offset of the first record that the reader wants: within the batch.
     pub first_wanted: QueueOffset,
+    /// For a group's member: how often that record has been handed out with this, 1 for the first time. 0 for a reader.
+    pub attempt: u16,
 }
 
 impl BatchPlace {
@@ -74,6 +86,7 @@ impl BatchPlace {
             base_offset: entry.offset,
             records: entry.records,
             first_wanted: next.max(entry.offset),
+            attempt: 0,
         }
     }
 
@@ -93,8 +106,30 @@ impl BatchPlace {
 pub enum Delivery {
     /// Send this batch; the credit for it is taken. Then call [`super::Engine::delivered`].
     Batch { owner: ReaderOwner, subscription: SubscriptionId, batch: BatchPlace },
-    /// The topic was deleted and the subscription with it: say so.
-    Ended { owner: ReaderOwner, subscription: SubscriptionId },
+    /// The queue is to go to another member: say so. No batch follows. The member acknowledges what it is done with, or ends the
+    /// subscription; else [`Delivery::Ended`] follows.
+    Revoked { owner: ReaderOwner, subscription: SubscriptionId },
+    /// The subscription has ended: say why. What was handed out and not sent yet is not to be sent any more.
+    Ended { owner: ReaderOwner, subscription: SubscriptionId, code: ErrorCode },
+}
+
+/// What the subscription of a group's member is for.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    pub group: GroupId,
+    pub queue: QueueKey,
+    /// Of what is handed out again.
+    pub attempts: Attempts,
+}
+
+/// A member's subscription that is gone.
+#[derive(Debug)]
+pub struct TurnLeft {
+    pub key: ReaderKey,
+    pub group: GroupId,
+    pub queue: QueueKey,
+    /// The offset behind the last message that it was handed.
+    pub delivered_end: QueueOffset,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +142,16 @@ enum ReaderState {
     Ready,
     /// The shard is busy with its last batch.
     Taken,
-    /// Its topic was deleted; stands in the list to be told.
-    Ended,
+    /// Of a member whose turn has not come.
+    StandBy,
+    /// Its member has to give the queue up, and the shard is busy with its last batch.
+    LastTaken,
+    /// Its member has to give the queue up; stands in the list to be told.
+    Revoking,
+    /// It was told, and may acknowledge what it was handed.
+    Revoked,
+    /// It has ended for this reason; stands in the list to be told.
+    Ended(ErrorCode),
 }
 
 #[derive(Debug)]
@@ -124,6 +167,8 @@ struct Reader {
     state: ReaderState,
     /// Its place in its owner's list.
     owned_at: u32,
+    /// Of a group's member; none for a reader.
+    turn: Option<Box<Turn>>,
 }
 
 impl Reader {
@@ -159,6 +204,30 @@ impl Readers {
         start: QueueOffset,
         credit: Credit,
     ) -> Result<SubscriptionId, Refusal> {
+        let key = self.make(owner, slot, queue.key.topic, credit, None)?;
+        self.begin(key, queue, start);
+        Ok(key.id())
+    }
+
+    /// Adds the subscription of a group's member; it stands by until [`Self::activate`].
+    pub fn add_turn(
+        &mut self,
+        owner: ReaderOwner,
+        slot: QueueSlot,
+        turn: Turn,
+        credit: Credit,
+    ) -> Result<ReaderKey, Refusal> {
+        self.make(owner, slot, turn.queue.topic, credit, Some(Box::new(turn)))
+    }
+
+    fn make(
+        &mut self,
+        owner: ReaderOwner,
+        queue: QueueSlot,
+        topic: TopicId,
+        credit: Credit,
+        turn: Option<Box<Turn>>,
+    ) -> Result<ReaderKey, Refusal> {
         if self.len() >= limits::SUBSCRIPTIONS_MAX {
             return Err(Refusal::LimitReached("subscriptions"));
         }
@@ -171,19 +240,26 @@ impl Readers {
         let owned = self.by_owner.entry(owner).or_default();
         let reader = place.reader.insert(Reader {
             owner,
-            queue: slot,
-            topic: queue.key.topic,
-            next: start,
-            cursor: queue.index.seek(start),
+            queue,
+            topic,
+            next: QueueOffset(0),
+            cursor: IndexCursor::default(),
             messages: 0,
             bytes: 0,
-            state: ReaderState::Spent,
+            state: ReaderState::StandBy,
             owned_at: owned.len() as u32,
+            turn,
         });
         owned.push(key);
         add_credit(reader, credit);
+        Ok(key)
+    }
+
+    fn begin(&mut self, key: ReaderKey, queue: &mut Queue, start: QueueOffset) {
+        let Some(reader) = reader_mut(&mut self.slots, key) else { unreachable!("the caller looked it up") };
+        reader.next = start;
+        reader.cursor = queue.index.seek(start);
         settle(reader, key, queue, &mut self.ready);
-        Ok(key.id())
     }
 
     /// The reader may take this much more.
@@ -215,12 +291,17 @@ impl Readers {
             let key = self.ready.pop_front()?;
             let Some(reader) = self.get_mut(key) else { continue };
             let (owner, subscription) = (reader.owner, key.id());
-            if reader.state == ReaderState::Ended {
-                self.remove(key);
-                return Some(Delivery::Ended { owner, subscription });
-            }
-            if reader.state != ReaderState::Ready {
-                continue;
+            match reader.state {
+                ReaderState::Ready => {}
+                ReaderState::Revoking => {
+                    reader.state = ReaderState::Revoked;
+                    return Some(Delivery::Revoked { owner, subscription });
+                }
+                ReaderState::Ended(code) => {
+                    self.remove(key);
+                    return Some(Delivery::Ended { owner, subscription, code });
+                }
+                _ => continue,
             }
             let Some(queue) = queues.get_mut(reader.queue) else {
                 unreachable!("a deleted queue's readers have ended")
@@ -234,7 +315,10 @@ impl Readers {
                 unreachable!("what is visible stands in the index")
             };
             assert!(entry.end() <= queue.visible, "the visible end is the end of a batch");
-            let batch = BatchPlace::for_reader(&entry, reader.next);
+            let mut batch = BatchPlace::for_reader(&entry, reader.next);
+            if let Some(turn) = &reader.turn {
+                batch.attempt = turn.attempts.before(batch.first_wanted).saturating_add(1);
+            }
             reader.next = entry.end();
             reader.messages -= batch.wanted() as i64;
             reader.bytes -= i64::from(batch.length);
@@ -246,8 +330,14 @@ impl Readers {
     /// The shard can take the next batch of this subscription; one that ended meanwhile is nobody's concern any more.
     pub fn delivered(&mut self, id: SubscriptionId, queues: &mut Queues) {
         let key = ReaderKey::of(id);
-        if self.get(key).is_some_and(|reader| reader.state == ReaderState::Taken) {
-            self.resettle(key, queues);
+        let Some(reader) = self.get_mut(key) else { return };
+        match reader.state {
+            ReaderState::Taken => self.resettle(key, queues),
+            ReaderState::LastTaken => {
+                reader.state = ReaderState::Revoking;
+                self.ready.push_back(key);
+            }
+            _ => {}
         }
     }
 
@@ -263,18 +353,78 @@ impl Readers {
         }
     }
 
-    /// Ends one subscription of its owner.
-    pub fn unsubscribe(&mut self, owner: ReaderOwner, id: SubscriptionId, queues: &mut Queues) -> Result<(), Refusal> {
+    /// Ends one subscription of its owner; that of a group's member is returned.
+    pub fn unsubscribe(
+        &mut self,
+        owner: ReaderOwner,
+        id: SubscriptionId,
+        queues: &mut Queues,
+    ) -> Result<Option<TurnLeft>, Refusal> {
         let key = self.owned(owner, id)?;
-        self.leave(key, queues);
-        Ok(())
+        Ok(self.leave(key, queues))
     }
 
-    /// Ends all subscriptions of an owner that is gone.
-    pub fn detach(&mut self, owner: ReaderOwner, queues: &mut Queues) {
+    /// Ends all subscriptions of an owner that is gone; those of group's members are returned.
+    pub fn detach(&mut self, owner: ReaderOwner, queues: &mut Queues) -> Vec<TurnLeft> {
+        let mut turns = Vec::new();
         while let Some(&key) = self.by_owner.get(&owner).and_then(|owned| owned.last()) {
-            self.leave(key, queues);
+            turns.extend(self.leave(key, queues));
         }
+        turns
+    }
+
+    // Subscriptions of groups' members.
+
+    /// It is this subscription's turn: its messages come from `start` on.
+    pub fn activate(&mut self, key: ReaderKey, start: QueueOffset, attempts: Attempts, queues: &mut Queues) {
+        let Some(reader) = self.get_mut(key) else { unreachable!("a subscription that stands by lives") };
+        assert!(reader.state == ReaderState::StandBy, "a turn begins once");
+        if let Some(turn) = &mut reader.turn {
+            turn.attempts = attempts;
+        }
+        let Some(queue) = queues.get_mut(reader.queue) else { unreachable!("a deleted queue's readers have ended") };
+        self.begin(key, queue, start);
+    }
+
+    /// Nothing more comes; its owner is to be told, after the last batch.
+    pub fn revoke(&mut self, key: ReaderKey, queues: &mut Queues) {
+        match self.get_mut(key) {
+            Some(reader) if reader.state == ReaderState::Taken => reader.state = ReaderState::LastTaken,
+            _ => self.stop(key, ReaderState::Revoking, queues),
+        }
+    }
+
+    /// It ends; its owner is to be told why.
+    pub fn end(&mut self, key: ReaderKey, code: ErrorCode, queues: &mut Queues) {
+        self.stop(key, ReaderState::Ended(code), queues);
+    }
+
+    /// The offset behind the last message that it was handed.
+    pub fn delivered_end(&self, key: ReaderKey) -> QueueOffset {
+        let Some(reader) = self.get(key) else { unreachable!("a turn's subscription lives") };
+        reader.next
+    }
+
+    /// What an owner's subscription is for: `None` for a reader; the offset behind the last message that it was handed.
+    pub fn turn_of(
+        &self,
+        owner: ReaderOwner,
+        id: SubscriptionId,
+    ) -> Result<Option<(&Turn, ReaderKey, QueueOffset)>, Refusal> {
+        let key = self.owned(owner, id)?;
+        let Some(reader) = self.get(key) else { unreachable!("an owned reader lives") };
+        Ok(reader.turn.as_deref().map(|turn| (turn, key, reader.next)))
+    }
+
+    fn stop(&mut self, key: ReaderKey, state: ReaderState, queues: &mut Queues) {
+        let Some(reader) = reader_mut(&mut self.slots, key) else { unreachable!("the caller looked it up") };
+        if reader.state == ReaderState::Waiting
+            && let Some(queue) = queues.get_mut(reader.queue)
+        {
+            queue.waiting.retain(|&other| other != key);
+        }
+        reader.state = state;
+        self.ready.push_back(key);
     }
 
     /// A topic was deleted: its readers are to be told. Looks at every reader, as deletion is rare.
@@ -282,7 +432,7 @@ impl Readers {
         for (index, place) in self.slots.iter_mut().enumerate() {
             let key = ReaderKey { index: index as u32, generation: place.generation };
             if let Some(reader) = place.reader.as_mut().filter(|reader| reader.topic == topic) {
-                reader.state = ReaderState::Ended;
+                reader.state = ReaderState::Ended(ErrorCode::TopicDeleted);
                 self.ready.push_back(key);
             }
         }
@@ -310,7 +460,7 @@ impl Readers {
     fn owned(&self, owner: ReaderOwner, id: SubscriptionId) -> Result<ReaderKey, Refusal> {
         let key = ReaderKey::of(id);
         match self.get(key) {
-            Some(reader) if reader.owner == owner && reader.state != ReaderState::Ended => Ok(key),
+            Some(reader) if reader.owner == owner && !matches!(reader.state, ReaderState::Ended(_)) => Ok(key),
             _ => Err(Refusal::UnknownSubscription),
         }
     }
@@ -322,17 +472,20 @@ impl Readers {
     }
 
     /// Removes a reader and its place in its queue's list.
-    fn leave(&mut self, key: ReaderKey, queues: &mut Queues) {
+    fn leave(&mut self, key: ReaderKey, queues: &mut Queues) -> Option<TurnLeft> {
         if let Some(reader) = self.get(key)
             && reader.state == ReaderState::Waiting
             && let Some(queue) = queues.get_mut(reader.queue)
         {
             queue.waiting.retain(|&other| other != key);
         }
-        self.remove(key);
+        let reader = self.remove(key);
+        // One that has ended was taken out of its group's turns before.
+        let turn = reader.turn.filter(|_| !matches!(reader.state, ReaderState::Ended(_)))?;
+        Some(TurnLeft { key, group: turn.group, queue: turn.queue, delivered_end: reader.next })
     }
 
-    fn remove(&mut self, key: ReaderKey) {
+    fn remove(&mut self, key: ReaderKey) -> Reader {
         let place = &mut self.slots[key.index as usize];
         assert!(place.generation == key.generation, "a reader is removed once");
         place.generation = place.generation.wrapping_add(1) & GENERATIONS;
@@ -346,6 +499,7 @@ impl Readers {
         } else if owned.is_empty() {
             self.by_owner.remove(&reader.owner);
         }
+        reader
     }
 }
 

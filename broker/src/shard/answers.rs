@@ -10,7 +10,7 @@ use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::frame;
 use peregrine_protocol::ids::{Correlation, Nanos, ShardId, SubscriptionId};
 use peregrine_protocol::message::consume::deliver_prefix;
-use peregrine_protocol::message::{BatchHead, ErrorAnswer};
+use peregrine_protocol::message::{BatchHead, ErrorAnswer, Revoke};
 
 /// The queue lives there.
 pub fn wrong_shard(shard: ShardId) -> ErrorAnswer<'static> {
@@ -49,7 +49,7 @@ pub fn delivery(
     batch: &BatchPlace,
     header: &EntryHeader,
 ) {
-    let head = BatchHead::of(header, batch.first_wanted);
+    let head = BatchHead { attempt: batch.attempt, ..BatchHead::of(header, batch.first_wanted) };
     let prefix = deliver_prefix(subscriptions::on_wire(shard, subscription), &head);
     let len = header.length as usize;
     outbox.push(|bytes| bytes.extend_from_slice(&prefix));
@@ -65,13 +65,18 @@ pub fn delivery_frame(
     header: &EntryHeader,
     payload: &[u8],
 ) -> Vec<u8> {
-    let head = BatchHead::of(header, batch.first_wanted);
+    let head = BatchHead { attempt: batch.attempt, ..BatchHead::of(header, batch.first_wanted) };
     let prefix = deliver_prefix(subscriptions::on_wire(shard, subscription), &head);
     let mut frame = Vec::with_capacity(prefix.len() + payload.len() + 8);
     frame.extend_from_slice(&prefix);
     frame.extend_from_slice(payload);
     frame.extend_from_slice(frame::filling(payload.len()));
     frame
+}
+
+/// Tells that the queue of a group's subscription is to go to another member.
+pub fn revoked(out: &mut Vec<u8>, shard: ShardId, subscription: SubscriptionId) {
+    Revoke { subscription: subscriptions::on_wire(shard, subscription) }.encode(out);
 }
 
 /// Tells that a subscription has ended, and why.

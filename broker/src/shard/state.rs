@@ -312,27 +312,22 @@ impl Shard {
     /// Hands batches to those whose turn it is.
     fn hand_out(&self, executor: &Executor, engine: &mut Engine, now: Nanos) {
         while let Some(delivery) = engine.next_delivery() {
-            let (ReaderOwner(owner), subscription) = match delivery {
-                Delivery::Batch { owner, subscription, .. } | Delivery::Ended { owner, subscription } => {
-                    (owner, subscription)
-                }
-            };
-            let Some(peer) = executor.peers.get(PeerId(owner)) else { continue };
-            match (delivery, peer) {
-                (Delivery::Batch { batch, .. }, peer) => {
+            let (Delivery::Batch { owner, subscription, .. }
+            | Delivery::Revoked { owner, subscription }
+            | Delivery::Ended { owner, subscription, .. }) = delivery;
+            let Some(peer) = executor.peers.get(PeerId(owner.0)) else { continue };
+            match delivery {
+                Delivery::Batch { batch, .. } => {
                     self.counters.delivered_batches.set(self.counters.delivered_batches.get() + 1);
                     let held = Held::Delivery { shard: self.id, subscription, batch, handed_out_at: now };
                     peer.outlet().hold(held);
                 }
-                (Delivery::Ended { .. }, Peer::Connection(connection)) => {
-                    connection.outlet.forget(self.id, subscription);
-                    connection.send(|out| answers::ended(out, self.id, subscription, ErrorCode::TopicDeleted));
+                Delivery::Revoked { .. } => {
+                    tell(executor, &peer, |out| answers::revoked(out, self.id, subscription));
                 }
-                (Delivery::Ended { .. }, Peer::Proxy(proxy)) => {
-                    proxy.outlet.forget(self.id, subscription);
-                    let mut frame = Vec::new();
-                    answers::ended(&mut frame, self.id, subscription, ErrorCode::TopicDeleted);
-                    executor.push_there(proxy.executor, proxy.connection, frame, false);
+                Delivery::Ended { code, .. } => {
+                    peer.outlet().forget(self.id, subscription);
+                    tell(executor, &peer, |out| answers::ended(out, self.id, subscription, code));
                 }
             }
         }
@@ -359,7 +354,7 @@ impl Shard {
 
     /// A peer is gone, and its subscriptions with it.
     pub fn detach(&self, peer: PeerId) {
-        self.core.borrow_mut().engine.detach(ReaderOwner(peer.0));
+        self.core.borrow_mut().engine.detach(ReaderOwner(peer.0), clock::monotonic());
     }
 
     pub fn record(&self, stage: Stage, since: Nanos, until: Nanos) {
@@ -417,5 +412,17 @@ impl Shard {
     /// Whether one more acknowledgement may wait.
     pub fn has_place_to_wait(core: &Core) -> bool {
         core.waiting.len() < ACKNOWLEDGEMENTS_PER_SHARD
+    }
+}
+
+/// Pushes a frame to whoever subscribed.
+fn tell(executor: &Executor, peer: &Peer, encode: impl FnOnce(&mut Vec<u8>)) {
+    match peer {
+        Peer::Connection(connection) => connection.send(encode),
+        Peer::Proxy(proxy) => {
+            let mut frame = Vec::new();
+            encode(&mut frame);
+            executor.push_there(proxy.executor, proxy.connection, frame, false);
+        }
     }
 }

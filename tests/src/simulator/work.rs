@@ -338,6 +338,7 @@ impl Simulation {
         while let Some(delivery) = shard.engine.next_delivery() {
             match delivery {
                 Delivery::Ended { owner, .. } => self.readers[owner.0 as usize].ended = true,
+                Delivery::Revoked { .. } => unreachable!("readers are in no group"),
                 Delivery::Batch { owner, subscription, batch } => {
                     let (reader, len) = (owner.0 as usize, entry_len(batch.length) as usize);
                     if let Some(bytes) = shard.log.read_ring(batch.position, len) {

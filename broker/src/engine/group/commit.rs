@@ -156,7 +156,7 @@ impl Engine {
     }
 
     /// The level of acknowledgements: `memory` where it survives the process.
-    fn offset_level(&self) -> DurableLevel {
+    pub(super) fn offset_level(&self) -> DurableLevel {
         match self.options.memory_level {
             MemoryLevel::Kept => DurableLevel::Memory,
             MemoryLevel::Raised | MemoryLevel::Refused => DurableLevel::Synced,
@@ -190,6 +190,7 @@ impl Engine {
             if queue.groups.set(CommittedPlace { group: row.group, epoch, offset, entry_end: header.end() }) {
                 self.group_queues.note(row.group, slot);
             }
+            self.place_moved(row.group, row.queue, offset, row.reset);
         }
         Ok(Applied::GroupOffsets)
     }

@@ -366,7 +366,7 @@ impl Membership {
     }
 
     /// Members of a group in the order of their names, those behind `after`.
-    pub fn members_after(&self, id: GroupId, after: &str) -> impl Iterator<Item = MemberView<'_>> {
+    pub fn members_after<'a>(&'a self, id: GroupId, after: &'a str) -> impl Iterator<Item = MemberView<'a>> {
         let behind = (Bound::Excluded(after), Bound::Unbounded);
         self.groups.get(&id).into_iter().flat_map(move |group| group.members.range::<str, _>(behind)).map(
             |(name, member)| MemberView {

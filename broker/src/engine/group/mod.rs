@@ -10,20 +10,27 @@
 //! - `commit`: deciding on acknowledgements and resets, and applying their entries
 //! - `lag`: what is left for a group to read
 //! - `assignment`: who is to hold which queue
-//! - `home`, `roster`: who the members are, at the shard that sees them
+//! - `home`, `roster`, `joining`: who the members are, at the shard that sees them
+//! - `holder`, `turns`, `attempts`: whose turn it is with a queue, at the shard that owns it
 
 mod assignment;
+mod attempts;
 mod change;
 mod commit;
+mod holder;
 mod home;
+mod joining;
 mod lag;
 mod offsets;
 mod place;
 mod registry;
 mod roster;
+mod turns;
 
+pub use attempts::Attempts;
 pub use change::GroupChange;
 pub use commit::{AckDecision, GroupAck, GroupPlace};
+pub use holder::Holders;
 pub use home::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use lag::LagRow;
 #[cfg(test)]
@@ -31,6 +38,7 @@ pub use offsets::OffsetRow;
 pub use offsets::{OffsetEntry, OffsetsError};
 pub use place::{GroupPlaces, GroupQueues};
 pub use registry::{Group, GroupStart, GroupState, Groups};
+pub use turns::AckChecked;
 
 #[cfg(test)]
 mod tests;

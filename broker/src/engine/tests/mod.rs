@@ -4,10 +4,12 @@ mod catalogue;
 mod epochs;
 mod group_history;
 mod groups;
+mod joining;
 mod offset_entries;
 mod offsets;
 mod producers;
 mod readers;
+mod turns;
 mod visibility;
 
 use peregrine_protocol::checksum::crc32;

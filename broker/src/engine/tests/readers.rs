@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::{QueueOffset, SubscriptionId};
 use proptest::prelude::*;
@@ -128,11 +129,11 @@ fn a_connection_takes_its_subscriptions_along() {
     for owner in [1, 2, 1, 2, 1] {
         bench.engine.subscribe(ReaderOwner(owner), TOPIC, QueueId(0), StartAt::Latest, PLENTY).unwrap();
     }
-    bench.engine.detach(ME);
+    bench.engine.detach(ME, Nanos::ZERO);
     assert_eq!(bench.engine.counts().subscriptions, 2);
     bench.store_bytes(0, 1, 10);
     assert_eq!(bench.serve().len(), 2);
-    bench.engine.detach(ReaderOwner(2));
+    bench.engine.detach(ReaderOwner(2), Nanos::ZERO);
     assert_eq!(bench.engine.counts().subscriptions, 0);
 }
 
@@ -149,7 +150,9 @@ fn readers_of_a_deleted_topic_are_told_once() {
     assert_eq!(bench.engine.credit(ME, spent, PLENTY), Err(Refusal::UnknownSubscription));
     let mut ended = Vec::new();
     while let Some(delivery) = bench.engine.next_delivery() {
-        let Delivery::Ended { owner: ME, subscription } = delivery else { panic!("{delivery:?}") };
+        let Delivery::Ended { owner: ME, subscription, code: ErrorCode::TopicDeleted } = delivery else {
+            panic!("{delivery:?}")
+        };
         ended.push(subscription);
     }
     assert_eq!(ended, [taken, waiting, spent]);

@@ -1,0 +1,297 @@
+//! Handing a queue from member to member, at the shard that owns it.
+//!
+//! ```text
+//!   subscribe_group ─┐                         ┌─► activate the holder's subscription at the group's place
+//!   assign ──────────┤                         │
+//!   acknowledged ────┼─► whose turn is it? ────┼─► revoke it: another member is the holder, and not all is acknowledged
+//!   unsubscribe, … ──┤   (`holder`)            │
+//!   group_tick ──────┘                         └─► end it: drained, fenced, reset, replaced, deleted
+//! ```
+//!
+//! **Invariant**: at most one subscription of a (group, queue) is active, and the next becomes so only after the one before was
+//! drained, left, or was fenced. What a fenced one was handed and did not acknowledge comes again, one attempt higher.
+
+use std::collections::BTreeMap;
+
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, QueueOffset, SubscriptionId, TopicId};
+use rustc_hash::FxHashSet;
+
+use super::attempts::Attempts;
+use super::commit::{GroupAck, GroupPlace, place_of};
+use super::holder::{Active, Share};
+use super::offsets::{OffsetEntry, OffsetRow};
+use super::registry::GroupState;
+use crate::engine::queue::QueueKey;
+use crate::engine::reader::{Credit, ReaderOwner, Turn, TurnLeft};
+use crate::engine::refusal::Refusal;
+use crate::engine::{CatalogueState, Engine, QueuePlace, TopicState};
+use crate::limits;
+
+/// What an acknowledgement is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckChecked {
+    /// A reader's: it keeps its own place, so that there is nothing to do but to answer.
+    Reader,
+    /// A group's, from the member whose turn it is: [`Engine::decide_ack`].
+    Group(GroupAck),
+}
+
+impl Engine {
+    /// Begins a subscription of a group's member: it is served while its member is the queue's holder, and waits until then. It
+    /// replaces an earlier one of the same member. The place returned is the group's: where it would be served from now.
+    pub fn subscribe_group(
+        &mut self,
+        owner: ReaderOwner,
+        group: GroupId,
+        member: MemberId,
+        topic: TopicId,
+        queue: QueueId,
+        credit: Credit,
+    ) -> Result<(SubscriptionId, QueuePlace), Refusal> {
+        let GroupPlace { epoch, offset, .. } = self.group_place(group, topic, queue)?;
+        let key = QueueKey { topic, queue };
+        let share = Share { group, queue: key };
+        let slot = self.queues.find_or_make(key);
+        let turn = Turn { group, queue: key, attempts: Attempts::default() };
+        let reader = self.readers.add_turn(owner, slot, turn, credit)?;
+        let holding = self.holders.find_or_make(share);
+        if holding.active.is_some_and(|active| active.member == member) {
+            self.end_turn(share, ErrorCode::NotHolder);
+        }
+        let holding = self.holders.find_or_make(share);
+        let replaced =
+            holding.waiting.iter().position(|&(other, _)| other == member).map(|at| holding.waiting.remove(at));
+        holding.waiting.push((member, reader));
+        if let Some((_, reader)) = replaced {
+            self.readers.end(reader, ErrorCode::NotHolder, &mut self.queues);
+        }
+        self.hand_on(share);
+        let place = self.with_queue(key, |queue| QueuePlace {
+            offset,
+            epoch,
+            first: queue.first(),
+            visible_end: queue.visible,
+            end: queue.end,
+        });
+        Ok((reader.id(), place))
+    }
+
+    /// The group's home says who holds which of its queues: the whole assignment, or what of it is this shard's. Queues that it
+    /// does not name are nobody's. Members that are `fenced` lose what they have at once; others are to be done with what they
+    /// were handed before a queue moves on. An assignment that is not newer than one before says nothing.
+    ///
+    /// A group or topic that this shard does not know yet is kept in mind: its subscriptions will come. One that is deleted is not.
+    pub fn assign(
+        &mut self,
+        group: GroupId,
+        number: u64,
+        holders: &[(TopicId, QueueId, MemberId)],
+        fenced: &[MemberId],
+        now: Nanos,
+    ) {
+        if self.catalogue.is_deleted(group) {
+            return;
+        }
+        let rows: BTreeMap<QueueKey, MemberId> = holders
+            .iter()
+            .filter(|&&(topic, queue, _)| self.may_own(topic, queue))
+            .map(|&(topic, queue, member)| (QueueKey { topic, queue }, member))
+            .collect();
+        let Some(shares) = self.holders.assign(group, number, &rows) else { return };
+        let fenced: FxHashSet<MemberId> = fenced.iter().copied().collect();
+        for share in shares {
+            self.reassigned(share, &fenced, now);
+        }
+    }
+
+    /// Whether this is the member's turn, and what it may acknowledge; for a reader, whether its place is one.
+    pub fn ack_checked(
+        &self,
+        owner: ReaderOwner,
+        id: SubscriptionId,
+        epoch: Epoch,
+        offset: QueueOffset,
+    ) -> Result<AckChecked, Refusal> {
+        let Ok(found) = self.readers.turn_of(owner, id) else { return Err(Refusal::NotHolder) };
+        let Some((turn, reader, delivered_end)) = found else {
+            return self.check_read(owner, id, epoch, offset).map(|()| AckChecked::Reader);
+        };
+        let share = Share { group: turn.group, queue: turn.queue };
+        let Some(holding) = self.holders.get(share) else { return Err(Refusal::NotHolder) };
+        if holding.active.is_none_or(|active| active.reader != reader) {
+            return Err(Refusal::NotHolder);
+        }
+        if holding.began.is_some() && !self.is_poisoned() {
+            // Nothing is acknowledged before the log says where the group began.
+            return Err(Refusal::Busy { retry_after: limits::BUSY_RETRY_AFTER.into() });
+        }
+        let QueueKey { topic, queue } = turn.queue;
+        Ok(AckChecked::Group(GroupAck { group: turn.group, topic, queue, epoch, offset, delivered_end }))
+    }
+
+    /// The next entry that writes down where a group begins in a queue that a member is served from. Append and apply it, or
+    /// ask again later; it comes until it was applied.
+    pub fn next_beginning(&mut self, now: Nanos) -> Option<OffsetEntry> {
+        if self.is_poisoned() {
+            return None;
+        }
+        let (share, offset) = self.holders.first_beginning()?;
+        let Share { group, queue } = share;
+        let epoch = self.with_queue(queue, |queue| queue.epochs.before(offset));
+        let row = OffsetRow { group, queue, reset: false, epoch, offset };
+        Some(row.entry(self.offset_level(), self.store_time_at(now)))
+    }
+
+    /// The member that is to have the queue, whether or not it is served already.
+    pub fn holder(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<MemberId> {
+        self.holders.get(Share { group, queue: QueueKey { topic, queue } })?.holder
+    }
+
+    // What the rest of the engine tells.
+
+    /// The group's place was put into the log: by an acknowledgement, or where somebody wanted it.
+    pub(in crate::engine) fn place_moved(&mut self, group: GroupId, queue: QueueKey, offset: QueueOffset, reset: bool) {
+        let share = Share { group, queue };
+        let Some(holding) = self.holders.get_mut(share) else { return };
+        holding.began = None;
+        let active = holding.active;
+        if reset {
+            self.end_turn(share, ErrorCode::OffsetReset);
+            if let Some(holding) = self.holders.get_mut(share) {
+                holding.attempts.clear();
+            }
+        } else {
+            holding.attempts.acknowledge(offset);
+            if let Some(Active { reader, drained_by: Some(_), .. }) = active
+                && self.readers.delivered_end(reader) <= offset
+            {
+                self.end_turn(share, ErrorCode::NotHolder);
+            }
+        }
+        self.hand_on(share);
+    }
+
+    /// A member's subscription is gone.
+    pub(in crate::engine) fn turn_left(&mut self, left: &TurnLeft) {
+        let share = Share { group: left.group, queue: left.queue };
+        let Some(holding) = self.holders.get_mut(share) else { return };
+        holding.waiting.retain(|&(_, reader)| reader != left.key);
+        if holding.active.is_some_and(|active| active.reader == left.key) {
+            self.holders.take_active(share);
+            self.count_attempt(share, left.delivered_end);
+        }
+        self.hand_on(share);
+    }
+
+    /// Ends drains that took too long.
+    pub(in crate::engine) fn end_drains(&mut self, now: Nanos) {
+        while let Some(share) = self.holders.overdue(now) {
+            self.end_turn(share, ErrorCode::NotHolder);
+            self.hand_on(share);
+        }
+    }
+
+    /// A change of the catalogue took effect here; what the log and the readers hold of it has followed.
+    pub(in crate::engine) fn groups_follow(&mut self, state: &CatalogueState) {
+        let topic = match state {
+            CatalogueState::Topic(TopicState::Live(topic)) => topic.id,
+            &CatalogueState::Topic(TopicState::Deleted(topic)) => {
+                self.holders.forget_topic(topic);
+                topic
+            }
+            &CatalogueState::Group(GroupState::Deleted(group)) => return self.end_group(group),
+            _ => return,
+        };
+        if let Some(membership) = &mut self.membership {
+            membership.topic_changed(topic);
+        }
+    }
+
+    fn end_group(&mut self, group: GroupId) {
+        if let Some(membership) = &mut self.membership {
+            membership.group_deleted(group);
+        }
+        for reader in self.holders.forget_group(group) {
+            self.readers.end(reader, ErrorCode::GroupDeleted, &mut self.queues);
+        }
+    }
+
+    // Turns.
+
+    /// The queue's holder may be another one than before.
+    fn reassigned(&mut self, share: Share, fenced: &FxHashSet<MemberId>, now: Nanos) {
+        let Some(holding) = self.holders.get_mut(share) else { return };
+        for (_, reader) in holding.waiting.extract_if(.., |(member, _)| fenced.contains(member)) {
+            self.readers.end(reader, ErrorCode::NotHolder, &mut self.queues);
+        }
+        let holder = holding.holder;
+        if let Some(Active { member, reader, drained_by }) = holding.active {
+            if fenced.contains(&member) {
+                self.end_turn(share, ErrorCode::NotHolder);
+            } else if holder != Some(member) && drained_by.is_none() {
+                if self.readers.delivered_end(reader) <= self.place_in(share) {
+                    self.end_turn(share, ErrorCode::NotHolder);
+                } else {
+                    self.holders.begin_drain(share, now + limits::GROUP_DRAIN.0);
+                    self.readers.revoke(reader, &mut self.queues);
+                }
+            }
+        }
+        self.hand_on(share);
+    }
+
+    /// The active subscription ends with `code`.
+    fn end_turn(&mut self, share: Share, code: ErrorCode) {
+        let Some(active) = self.holders.take_active(share) else { return };
+        self.count_attempt(share, self.readers.delivered_end(active.reader));
+        self.readers.end(active.reader, code, &mut self.queues);
+    }
+
+    /// What was handed out up to `delivered_end` and not acknowledged comes again.
+    fn count_attempt(&mut self, share: Share, delivered_end: QueueOffset) {
+        let place = self.place_in(share);
+        if let Some(holding) = self.holders.get_mut(share) {
+            holding.attempts.add(place, delivered_end);
+        }
+    }
+
+    /// Where nobody is served and the holder waits, it is its turn.
+    fn hand_on(&mut self, share: Share) {
+        let Some(holding) = self.holders.get_mut(share).filter(|holding| holding.active.is_none()) else { return };
+        if let Some((member, reader)) = holding.take_next() {
+            holding.active = Some(Active { member, reader, drained_by: None });
+            let attempts = holding.attempts.clone();
+            let place = self.place_in(share);
+            self.readers.activate(reader, place, attempts, &mut self.queues);
+            let is_committed =
+                self.queues.by_key(share.queue).is_some_and(|queue| queue.groups.get(share.group).is_some());
+            if !is_committed {
+                self.holders.note_beginning(share, place);
+            }
+        }
+        self.holders.tidy(share);
+    }
+
+    /// All below it is done, or was never the group's.
+    fn place_in(&self, share: Share) -> QueueOffset {
+        let Share { group, queue } = share;
+        if let Some(place) = self.queues.by_key(queue).and_then(|queue| queue.groups.get(group)) {
+            return place.offset;
+        }
+        if let Some(began) = self.holders.get(share).and_then(|holding| holding.began) {
+            return began;
+        }
+        let start = self.catalogue.group(group).and_then(|group| group.start_in(queue.topic));
+        // A group that lost the topic is on its way to lose the subscription.
+        start.map_or(QueueOffset(0), |start| self.with_queue(queue, |queue| place_of(queue, group, start).offset))
+    }
+
+    /// False for queues that are another shard's, or nobody's any more.
+    fn may_own(&self, topic: TopicId, queue: QueueId) -> bool {
+        match self.catalogue.get(topic) {
+            Some(known) => known.shard_of(queue, self.options.shards) == self.options.shard,
+            None => !self.catalogue.is_deleted(topic),
+        }
+    }
+}
