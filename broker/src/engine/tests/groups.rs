@@ -250,8 +250,9 @@ fn a_copy_follows_its_home() {
 #[test]
 fn late_news_bring_back_neither_groups_nor_topics() {
     let (mut home, mut copy) = home_and_copy();
-    let news = told(&mut home, &["group g 2", "group h 2", "no-topic a", "no-group h"]);
-    for state in news.iter().rev().chain(&news) {
+    let mut news = vec![home.engine.group(GroupId(3)).into()];
+    news.extend(told(&mut home, &["group g 2", "group h 2", "no-topic a", "no-group h"]));
+    for state in news.iter().chain(news.iter().rev()) {
         copy.engine.catalogue_changed(state);
     }
     assert_eq!(groups(&copy.engine), "3 g: 2");
