@@ -73,7 +73,7 @@ pub struct Refusal {
     /// Whether the broker says that the same request may succeed later.
     pub retriable: bool,
     /// The broker's sentence.
-    pub sentence: String,
+    pub sentence: Box<str>,
     /// What comes with some codes.
     pub detail: ErrorDetail,
 }
@@ -124,7 +124,7 @@ impl Error {
 
     /// What the broker would say of a name that its metadata does not have.
     pub(crate) fn unknown_topic(name: &str) -> Self {
-        let sentence = format!("there is no topic \"{name}\"");
+        let sentence = format!("there is no topic \"{name}\"").into();
         let number = ErrorCode::UnknownTopic.number();
         Refusal { number, retriable: false, sentence, detail: ErrorDetail::default() }.into()
     }

@@ -7,6 +7,7 @@
 mod admin;
 mod client;
 pub mod error;
+pub mod group;
 pub mod idempotence;
 mod link;
 mod message;

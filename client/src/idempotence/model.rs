@@ -427,7 +427,7 @@ fn refusal(code: ErrorCode, expected_sequence: Option<u64>) -> Refusal {
     Refusal {
         number: code.number(),
         retriable: code.is_retriable(),
-        sentence: code.sentence().to_owned(),
+        sentence: code.sentence().into(),
         detail: ErrorDetail { expected_sequence, ..ErrorDetail::default() },
     }
 }

@@ -42,7 +42,7 @@ fn acknowledge(core: &mut ProducerCore<u32>, batch: &BatchToSend, now: Nanos) {
 }
 
 fn refuse(core: &mut ProducerCore<u32>, batch: &BatchToSend, code: ErrorCode, detail: ErrorDetail, now: Nanos) {
-    let (number, retriable, sentence) = (code.number(), code.is_retriable(), code.sentence().to_owned());
+    let (number, retriable, sentence) = (code.number(), code.is_retriable(), code.sentence().into());
     core.answered(batch.ticket, Err(Refusal { number, retriable, sentence, detail }), now);
 }
 

@@ -71,11 +71,6 @@ impl<'a> Event<'a> {
 
 impl From<&ErrorAnswer<'_>> for Refusal {
     fn from(error: &ErrorAnswer<'_>) -> Self {
-        Self {
-            number: error.code,
-            retriable: error.retriable,
-            sentence: error.sentence.to_owned(),
-            detail: error.detail,
-        }
+        Self { number: error.code, retriable: error.retriable, sentence: error.sentence.into(), detail: error.detail }
     }
 }

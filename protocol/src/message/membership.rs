@@ -229,6 +229,11 @@ impl<'a> Assignment<'a> {
 pub struct AssignedQueues<'a>(ListIn<'a, AssignedQueue, &'a [[u8; AssignedQueue::LEN]]>);
 
 impl<'a> AssignedQueues<'a> {
+    /// A list of these queues.
+    pub const fn of(queues: &'a [AssignedQueue]) -> Self {
+        Self(ListIn::Rows(queues))
+    }
+
     fn check(body: &'a [u8]) -> Result<Self, DecodeError> {
         let (rows, rest) = body.as_chunks::<{ AssignedQueue::LEN }>();
         if !rest.is_empty() || rows.iter().any(|row| wire::AssignedQueue(*row).reserved() != 0) {
@@ -262,7 +267,7 @@ impl<'a> AssignedQueues<'a> {
 
 impl<'a> From<&'a [AssignedQueue]> for AssignedQueues<'a> {
     fn from(queues: &'a [AssignedQueue]) -> Self {
-        Self(ListIn::Rows(queues))
+        Self::of(queues)
     }
 }
 
