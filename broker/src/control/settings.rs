@@ -68,6 +68,22 @@ pub struct Flush {
     pub memory_bytes: u64,
 }
 
+/// How the homes of consumer groups treat their members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupTimes {
+    /// A member that is not heard of for so long is treated as if its connection were lost.
+    pub silence: Nanos,
+    /// How long a lost member keeps its queues; 0: not at all.
+    pub grace: Nanos,
+}
+
+impl GroupTimes {
+    /// How often members are to say that they are there: two may be lost, and the third is in time.
+    pub fn heartbeat(self) -> Nanos {
+        Nanos(self.silence.0 / 3)
+    }
+}
+
 /// A way to hold, fail or stop a shard's log or the news between shards, for tests. Each shard's log has its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TestFault {
@@ -125,6 +141,7 @@ pub struct Settings {
     /// Largest entry, header and filling included: at most a quarter of the ring, and a segment less its identity block.
     pub largest_entry: u64,
     pub flush: Flush,
+    pub groups: GroupTimes,
     /// `--accept-loss`: go on behind damage, naming what was given up in the log.
     pub accept_loss: bool,
     /// `--discard-ring SHARD:EPOCH`: give up the rings of these runs, and no others.

@@ -8,7 +8,7 @@ use crate::shard::subscriptions;
 use peregrine_protocol::entry::EntryHeader;
 use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::frame;
-use peregrine_protocol::ids::{Correlation, Nanos, ShardId, SubscriptionId};
+use peregrine_protocol::ids::{Correlation, MemberId, Nanos, ShardId, SubscriptionId};
 use peregrine_protocol::message::consume::deliver_prefix;
 use peregrine_protocol::message::{BatchHead, ErrorAnswer, Revoke};
 
@@ -74,9 +74,15 @@ pub fn delivery_frame(
     frame
 }
 
-/// Tells that the queue of a group's subscription is to go to another member.
+/// Tells that another member is to get a subscription's queue.
 pub fn revoked(out: &mut Vec<u8>, shard: ShardId, subscription: SubscriptionId) {
     Revoke { subscription: subscriptions::on_wire(shard, subscription) }.encode(out);
+}
+
+/// Tells that a member of a group has ended, and why.
+pub fn member_ended(out: &mut Vec<u8>, member: MemberId, why: ErrorCode) {
+    let detail = ErrorDetail { member: Some(member.0), ..ErrorDetail::default() };
+    ErrorAnswer::new(why).with(detail).encode(Correlation(0), out);
 }
 
 /// Tells that a subscription has ended, and why.

@@ -5,7 +5,9 @@
 //!            │ another change of the topic is on its way: decide again when that is durable
 //! ```
 
-use crate::engine::{CatalogueDecision, CatalogueId, CatalogueState, HOME, Topic, TopicState};
+use crate::engine::{
+    CatalogueDecision, CatalogueId, CatalogueState, Group, GroupStart, HOME, StartAt, Topic, TopicState,
+};
 use crate::limits::ROOM_WITHIN;
 use crate::shard::answers;
 use crate::shard::clock;
@@ -17,37 +19,48 @@ use crate::shard::tickets::Reply;
 use peregrine_protocol::entry::EntryDraft;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::Kind;
-use peregrine_protocol::ids::{Correlation, DurableLevel, Nanos, ShardId, TopicId};
-use peregrine_protocol::message::{TopicAnswer, TopicRow};
+use peregrine_protocol::ids::{Correlation, DurableLevel, Epoch, GroupId, Nanos, ShardId, TopicId};
+use peregrine_protocol::message::{GroupAnswer, GroupRow, GroupTopic, TopicAnswer, TopicRow};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// What is to become of a topic.
+/// What is to become of a topic or a group.
 #[derive(Clone, Debug)]
 pub enum ChangeWanted {
-    Create { name: String, queues: u32 },
-    Alter { name: String, queues: u32 },
-    Delete { name: String, id: Option<TopicId> },
+    CreateTopic { name: String, queues: u32 },
+    AlterTopic { name: String, queues: u32 },
+    DeleteTopic { name: String, id: Option<TopicId> },
+    CreateGroup { name: String, topics: Vec<(TopicId, StartAt)> },
+    DeleteGroup { name: String, id: Option<GroupId> },
 }
 
 impl ChangeWanted {
     fn kind(&self) -> Kind {
         match self {
-            ChangeWanted::Create { .. } => Kind::CreateTopic,
-            ChangeWanted::Alter { .. } => Kind::AlterTopic,
-            ChangeWanted::Delete { .. } => Kind::DeleteTopic,
+            ChangeWanted::CreateTopic { .. } => Kind::CreateTopic,
+            ChangeWanted::AlterTopic { .. } => Kind::AlterTopic,
+            ChangeWanted::DeleteTopic { .. } => Kind::DeleteTopic,
+            ChangeWanted::CreateGroup { .. } => Kind::CreateGroup,
+            ChangeWanted::DeleteGroup { .. } => Kind::DeleteGroup,
         }
     }
 }
 
-/// A request for a change, and the topic that its answer will show.
+/// What a change is about, as an answer shows it.
+#[derive(Clone, Debug)]
+enum Object {
+    Topic(Topic),
+    Group(Group),
+}
+
+/// A request for a change, and the object that its answer will show.
 #[derive(Clone, Debug)]
 pub struct ChangeAsked {
     pub asker: Asker,
     pub correlation: Correlation,
     wanted: ChangeWanted,
-    /// Of a deletion: as the topic was.
-    before: Option<Topic>,
+    /// Of a deletion: as the object was.
+    before: Option<Object>,
     asked_at: Nanos,
 }
 
@@ -74,12 +87,24 @@ pub fn ask(executor: &Rc<Executor>, shard: &Rc<Shard>, mut asked: ChangeAsked) {
     let refused = {
         let core = &mut *shard.core.borrow_mut();
         let now = clock::wall();
+        let engine = &core.engine;
         let decided = match &asked.wanted {
-            ChangeWanted::Create { name, queues } => core.engine.decide_create(name, *queues, now),
-            ChangeWanted::Alter { name, queues } => core.engine.decide_alter(name, *queues, now),
-            ChangeWanted::Delete { name, id } => {
-                asked.before = core.engine.topic_named(name).cloned();
-                core.engine.decide_delete(name, *id, now)
+            ChangeWanted::CreateTopic { name, queues } => {
+                engine.decide_create(name, *queues, now).map(|decision| decision.map(Object::Topic))
+            }
+            ChangeWanted::AlterTopic { name, queues } => {
+                engine.decide_alter(name, *queues, now).map(|decision| decision.map(Object::Topic))
+            }
+            ChangeWanted::DeleteTopic { name, id } => {
+                asked.before = engine.topic_named(name).cloned().map(Object::Topic);
+                engine.decide_delete(name, *id, now).map(|decision| decision.map(Object::Topic))
+            }
+            ChangeWanted::CreateGroup { name, topics } => {
+                engine.decide_create_group(name, topics, now).map(|decision| decision.map(Object::Group))
+            }
+            ChangeWanted::DeleteGroup { name, id } => {
+                asked.before = engine.group_named(name).cloned().map(Object::Group);
+                engine.decide_delete_group(name, *id, now).map(|decision| decision.map(Object::Group))
             }
         };
         match decided {
@@ -92,8 +117,8 @@ pub fn ask(executor: &Rc<Executor>, shard: &Rc<Shard>, mut asked: ChangeAsked) {
                 shard.work.raise();
                 return;
             }
-            Ok(CatalogueDecision::Done(topic)) => {
-                answer(executor, &asked, &topic, false);
+            Ok(CatalogueDecision::Done(object)) => {
+                answer(executor, &asked, &object, false);
                 return;
             }
             Err(refusal) => {
@@ -186,23 +211,54 @@ pub fn told(executor: &Executor, shard: &Shard, round: u64) {
 
 fn answer_all(executor: &Executor, shard: &Shard, changes: Vec<ChangeAsked>) {
     for asked in changes {
-        let topic = match &asked.wanted {
-            ChangeWanted::Delete { .. } => asked.before.clone(),
-            ChangeWanted::Create { name, .. } | ChangeWanted::Alter { name, .. } => {
-                shard.core.borrow().engine.topic_named(name).cloned()
+        let (object, gone) = {
+            let engine = &shard.core.borrow().engine;
+            match &asked.wanted {
+                ChangeWanted::DeleteTopic { .. } => (asked.before.clone(), ErrorCode::TopicDeleted),
+                ChangeWanted::DeleteGroup { .. } => (asked.before.clone(), ErrorCode::GroupDeleted),
+                ChangeWanted::CreateTopic { name, .. } | ChangeWanted::AlterTopic { name, .. } => {
+                    (engine.topic_named(name).cloned().map(Object::Topic), ErrorCode::TopicDeleted)
+                }
+                ChangeWanted::CreateGroup { name, .. } => {
+                    (engine.group_named(name).cloned().map(Object::Group), ErrorCode::GroupDeleted)
+                }
             }
         };
-        match topic {
-            Some(topic) => answer(executor, &asked, &topic, true),
+        match object {
+            Some(object) => answer(executor, &asked, &object, true),
             // Deleted again before everybody was told of it.
-            None => executor.refuse(asked.asker, asked.correlation, ErrorCode::TopicDeleted),
+            None => executor.refuse(asked.asker, asked.correlation, gone),
         }
     }
 }
 
-fn answer(executor: &Executor, asked: &ChangeAsked, topic: &Topic, changed: bool) {
-    let answer = TopicAnswer { topic: row(topic), changed };
-    executor.answer(asked.asker, |out| answer.encode(asked.wanted.kind(), asked.correlation, out));
+fn answer(executor: &Executor, asked: &ChangeAsked, object: &Object, changed: bool) {
+    let (kind, correlation) = (asked.wanted.kind(), asked.correlation);
+    match object {
+        Object::Topic(topic) => {
+            let answer = TopicAnswer { topic: row(topic), changed };
+            executor.answer(asked.asker, |out| answer.encode(kind, correlation, out));
+        }
+        Object::Group(group) => {
+            let topics = group_topics(group);
+            let answer = GroupAnswer { group: group_row(group, &topics), changed };
+            executor.answer(asked.asker, |out| answer.encode(kind, correlation, out));
+        }
+    }
+}
+
+/// A group as answers show it; `topics` are its [`group_topics`].
+pub fn group_row<'a>(group: &'a Group, topics: &'a [GroupTopic]) -> GroupRow<'a> {
+    GroupRow { name: &group.name, id: group.id, created: group.created, topics: topics.into() }
+}
+
+pub fn group_topics(group: &Group) -> Vec<GroupTopic> {
+    let start = |start| match start {
+        GroupStart::Earliest => StartAt::Earliest,
+        GroupStart::Time(time) => StartAt::Time(time),
+        GroupStart::Offset(offset) => StartAt::Offset { epoch: Epoch::ANY, offset },
+    };
+    group.topics.iter().map(|&(topic, from)| GroupTopic { topic, start: start(from) }).collect()
 }
 
 /// A topic as answers show it.

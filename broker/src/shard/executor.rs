@@ -1,6 +1,6 @@
 //! What all tasks of one executor share: its shards, its peers, its ends of the mesh, and its budgets.
 
-use crate::control::settings::Idle;
+use crate::control::settings::{GroupTimes, Idle};
 use crate::engine::{HOME, ReaderOwner, Refusal};
 use crate::limits::{COLD_BUDGET, COLD_READ, CONNECTIONS_PER_EXECUTOR, RECEIVE_FLOOR, RECEIVE_SCRATCH};
 use crate::shard::answers;
@@ -55,6 +55,7 @@ pub struct Facts {
     pub core: usize,
     pub message_max: u32,
     pub frame_max: u32,
+    pub groups: GroupTimes,
 }
 
 /// Counts of one executor.
@@ -305,6 +306,19 @@ impl Executor {
                 write(&mut frame);
                 self.push_there(executor, connection, frame, false);
             }
+        }
+    }
+
+    /// Sends what is no answer to a peer, which may be gone.
+    pub fn push_to(&self, peer: PeerId, write: impl FnOnce(&mut Vec<u8>)) {
+        match self.peers.get(peer) {
+            Some(Peer::Connection(connection)) => connection.send(write),
+            Some(Peer::Proxy(proxy)) => {
+                let mut frame = Vec::with_capacity(128);
+                write(&mut frame);
+                self.push_there(proxy.executor, proxy.connection, frame, false);
+            }
+            None => {}
         }
     }
 

@@ -5,6 +5,7 @@ use crate::limits::MESH_PER_TURN;
 use crate::shard::catalogue;
 use crate::shard::executor::Executor;
 use crate::shard::gate::{self, Batch};
+use crate::shard::group;
 use crate::shard::inbox::{self, Departed, Forwarded, Inbox, Item};
 use crate::shard::mesh::Incoming;
 use crate::shard::mesh_messages::{Request, Return};
@@ -91,6 +92,7 @@ fn take_request(executor: &Rc<Executor>, inboxes: &Inboxes, peer: usize, request
                 executor.mesh().give_back(peer, Return::CatalogueIs { ticket, state });
             }
         }
+        Request::Assign(assigned) => group::members::assign(executor, &assigned),
         Request::AskReports { ticket } => {
             let reports = reports::local(executor);
             executor.mesh().give_back(peer, Return::Reports { ticket, reports });

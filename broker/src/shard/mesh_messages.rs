@@ -3,8 +3,9 @@
 use crate::engine::{CatalogueId, CatalogueState};
 use crate::shard::peers::PeerId;
 use crate::shard::reports::ShardReport;
-use peregrine_protocol::ids::{Nanos, ShardId};
+use peregrine_protocol::ids::{GroupId, MemberId, Nanos, QueueId, ShardId, TopicId};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// From the executor that holds the connection, or that wants something, to the other; which one it comes from, its channel
 /// says.
@@ -23,6 +24,8 @@ pub enum Request {
     Catalogue { change: u64, state: CatalogueState },
     /// What is this topic or group? Asked of shard 0's executor.
     AskCatalogue { ticket: u64, asked: CatalogueAsked },
+    /// A group's home says who holds which of its queues.
+    Assign(Arc<Assigned>),
     /// Reports of all shards there are wanted.
     AskReports { ticket: u64 },
 }
@@ -31,6 +34,17 @@ pub enum Request {
 pub enum CatalogueAsked {
     Id(CatalogueId),
     TopicNamed(Box<str>),
+}
+
+/// An assignment of a group's queues to its members.
+#[derive(Debug)]
+pub struct Assigned {
+    pub group: GroupId,
+    pub number: u64,
+    /// All of them, ascending.
+    pub holders: Vec<(TopicId, QueueId, MemberId)>,
+    /// Members that are gone.
+    pub fenced: Vec<MemberId>,
 }
 
 /// A connection on its way to another executor: a second descriptor of its socket, and all bytes that were received and not

@@ -2,7 +2,7 @@
 //!
 //! - `run`, `startup`, `stop`: a broker's shards from start to stop; `runtime`, `executor`: what they run on
 //! - `listener`, `greeting`, `connection`, `peers`, `sweeper`: clients
-//! - `router`, `requests`, `produce`, `large`, `listings`, `catalogue`: what they ask for
+//! - `router`, `requests`, `produce`, `large`, `listings`, `catalogue`, `group`: what they ask for
 //! - `state`, `open_log`, `flusher`: a shard; `stages`, `reports`: its figures
 //! - `mesh`, `mesh_messages`, `credit`, `gate`, `forwarding`, `inbox`, `proxy`, `tickets`: between executors
 //! - `event`, `crowd`: what tasks wait for
@@ -20,6 +20,7 @@ pub mod flusher;
 pub mod forwarding;
 pub mod gate;
 pub mod greeting;
+pub mod group;
 pub mod inbox;
 pub mod large;
 pub mod listener;

@@ -5,6 +5,7 @@ use crate::limits::SUBSCRIPTIONS_PER_CONNECTION;
 use crate::shard::catalogue::{self, ChangeAsked, ChangeWanted};
 use crate::shard::connection::outlet::{Held, HeldFetch};
 use crate::shard::executor::Executor;
+use crate::shard::group;
 use crate::shard::listings;
 use crate::shard::proxy;
 use crate::shard::reports;
@@ -14,7 +15,6 @@ use crate::shard::{answers, produce, subscriptions};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{Frame, Kind, Sender};
 use peregrine_protocol::ids::{Correlation, Nanos, ShardId};
-use peregrine_protocol::message::consume::AckAnswer;
 use peregrine_protocol::message::{
     Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, LookUp, LookUpAnswer, Mode, Produce, ProduceHead, Request,
     Start, Subscribe, SubscribeAnswer, Unsubscribe,
@@ -70,33 +70,42 @@ pub fn handle(
         Request::ListTopics(asked) => listings::list(executor, shard, asker, correlation, &asked),
         Request::DescribeTopic(asked) => return listings::describe(executor, shard, asker, correlation, &asked),
         Request::CreateTopic(asked) => {
-            let wanted = ChangeWanted::Create { name: asked.name.to_owned(), queues: asked.queues };
+            let wanted = ChangeWanted::CreateTopic { name: asked.name.to_owned(), queues: asked.queues };
             catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
         }
         Request::AlterTopic(asked) => {
-            let wanted = ChangeWanted::Alter { name: asked.name.to_owned(), queues: asked.queues };
+            let wanted = ChangeWanted::AlterTopic { name: asked.name.to_owned(), queues: asked.queues };
             catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
         }
         Request::DeleteTopic(asked) => {
-            let wanted = ChangeWanted::Delete { name: asked.name.to_owned(), id: asked.id };
+            let wanted = ChangeWanted::DeleteTopic { name: asked.name.to_owned(), id: asked.id };
             catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
         }
         Request::Subscribe(asked) => return subscribe(executor, shard, asker, correlation, &asked),
         Request::Unsubscribe(asked) => unsubscribe(executor, shard, asker, correlation, asked),
         Request::Credit(given) => credit(executor, shard, asker, correlation, &given),
-        Request::Ack(given) => ack(executor, shard, asker, correlation, &given),
+        Request::Ack(given) => return group::places::ack(executor, shard, asker, correlation, &given),
         Request::Fetch(asked) => return fetch(executor, shard, asker, correlation, &asked),
         Request::LookUp(asked) => return look_up(executor, shard, asker, correlation, &asked),
         Request::Stats(what) => reports::answer(executor, asker, correlation, what),
-        Request::CreateGroup(_)
-        | Request::DeleteGroup(_)
-        | Request::ListGroups(_)
-        | Request::DescribeGroup(_)
-        | Request::GroupLag(_)
-        | Request::ResetOffset(_)
-        | Request::JoinGroup(_)
-        | Request::LeaveGroup(_)
-        | Request::Heartbeat(_) => executor.refuse(asker, correlation, ErrorCode::UnknownKind),
+        Request::CreateGroup(asked) => {
+            let topics = asked.topics.iter().map(|topic| (topic.topic, topic.start)).collect();
+            let wanted = ChangeWanted::CreateGroup { name: asked.name.to_owned(), topics };
+            catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
+        }
+        Request::DeleteGroup(asked) => {
+            let wanted = ChangeWanted::DeleteGroup { name: asked.name.to_owned(), id: asked.id };
+            catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
+        }
+        Request::ListGroups(asked) => group::listings::list(executor, shard, asker, correlation, &asked),
+        Request::DescribeGroup(asked) => {
+            return group::listings::describe(executor, shard, asker, correlation, &asked);
+        }
+        Request::GroupLag(asked) => return group::listings::lag(executor, shard, asker, correlation, &asked),
+        Request::ResetOffset(asked) => return group::places::reset(executor, shard, asker, correlation, &asked),
+        Request::JoinGroup(asked) => return group::members::join(executor, shard, asker, correlation, &asked),
+        Request::LeaveGroup(asked) => return group::members::leave(executor, shard, asker, correlation, asked),
+        Request::Heartbeat(given) => return group::members::heartbeat(executor, shard, asker, correlation, given),
         Request::Produce(_) => unreachable!("handled above"),
     }
     Ok(())
@@ -144,10 +153,6 @@ fn subscribe(
     correlation: Correlation,
     asked: &Subscribe,
 ) -> Result<(), Wait> {
-    if asked.mode != Mode::Reader {
-        executor.refuse(asker, correlation, ErrorCode::UnknownKind);
-        return Ok(());
-    }
     let Some(peer) = proxy::peer_of(executor, asker) else { return Ok(()) };
     if executor.subscriptions_of(peer) >= SUBSCRIPTIONS_PER_CONNECTION {
         executor.refuse(asker, correlation, ErrorCode::LimitReached);
@@ -156,7 +161,11 @@ fn subscribe(
     let credit = EngineCredit { messages: u64::from(asked.credit_messages), bytes: asked.credit_bytes };
     let began = {
         let mut core = shard.core.borrow_mut();
-        core.engine.subscribe(ReaderOwner(peer.0), asked.topic, asked.queue, asked.start, credit)
+        let (owner, topic, queue) = (ReaderOwner(peer.0), asked.topic, asked.queue);
+        match asked.mode {
+            Mode::Group { group, member } => core.engine.subscribe_group(owner, group, member, topic, queue, credit),
+            _ => core.engine.subscribe(owner, topic, queue, asked.start, credit),
+        }
     };
     match began {
         Ok((id, place)) => {
@@ -167,6 +176,8 @@ fn subscribe(
                 end: place.visible_end,
             };
             executor.answer(asker, |out| answer.encode(correlation, out));
+            // A group's place may have to be written down first, which is the shard's task.
+            shard.work.raise();
             shard.hand_out_now(executor);
             Ok(())
         }
@@ -200,21 +211,6 @@ fn credit(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correla
     match taken {
         Ok(()) => shard.hand_out_now(executor),
         Err(refusal) => executor.push(asker, |out| answers::refusal(&refusal, correlation, out)),
-    }
-}
-
-fn ack(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, given: &Ack) {
-    let (_, id) = subscriptions::from_wire(given.subscription);
-    let peer = proxy::known_peer_of(executor, asker);
-    let checked = peer
-        .ok_or(Refusal::UnknownSubscription)
-        .and_then(|peer| shard.core.borrow().engine.check_read(ReaderOwner(peer.0), id, given.epoch, given.offset));
-    match checked {
-        Ok(()) => {
-            let answer = AckAnswer { subscription: given.subscription, offset: given.offset };
-            executor.answer(asker, |out| answer.encode(correlation, out));
-        }
-        Err(refusal) => executor.refuse_refused(asker, correlation, &refusal),
     }
 }
 

@@ -49,7 +49,7 @@ pub enum Wait {
 /// Handles a frame, or says what it waits for. A frame that was handled is answered, sooner or later, exactly once.
 pub fn route(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, received_at: Nanos) -> Result<(), Wait> {
     let shard = match Kind::from_number(frame.head.kind) {
-        Some(Kind::CreateTopic | Kind::AlterTopic | Kind::DeleteTopic) => HOME,
+        Some(Kind::CreateTopic | Kind::AlterTopic | Kind::DeleteTopic | Kind::CreateGroup | Kind::DeleteGroup) => HOME,
         Some(Kind::Credit | Kind::Ack | Kind::Unsubscribe) => match requests::subscription_shard(frame) {
             Some(shard) if shard.0 < executor.layout.shards => shard,
             _ => executor.shard_of_asker(asker),

@@ -3,7 +3,7 @@
 
 use crate::control::checks::ring_file;
 use crate::control::settings::{Identity, Ready, Settings, TestFault, WithoutTmpfs};
-use crate::engine::{Engine, EngineOptions, HOME, MemoryLevel};
+use crate::engine::{Engine, EngineOptions, HOME, MembershipOptions, MemoryLevel};
 use crate::limits::BACKGROUND_SHARES;
 use crate::log::damage::{DamagedExtent, Extent};
 use crate::log::disk::tmpfs::TmpfsRings;
@@ -148,6 +148,7 @@ async fn serve(task: Task) {
         core: task.core,
         message_max: task.settings.message_max,
         frame_max: task.settings.frame_max,
+        groups: task.settings.groups,
     };
     let executor = Executor::new(task.index, task.layout, facts, background);
     executor.misses_news.set(task.settings.test_faults.contains(&TestFault::MissNews));
@@ -210,6 +211,12 @@ async fn recover(
         startup.give_catalogue(engine.catalogue_snapshot());
     }
     let highest = engine.highest_id();
+    engine.start_groups(MembershipOptions {
+        shard: id,
+        epoch: report.epoch,
+        silence: settings.groups.silence,
+        grace: settings.groups.grace,
+    });
     executor.install_shard(Shard::new(id, engine, log, settings.message_max));
     startup.recovered(highest, report.messages_from_ring);
     Ok(())

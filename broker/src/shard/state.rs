@@ -23,9 +23,11 @@ use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::crowd::Crowd;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
+use crate::shard::group::members;
+use crate::shard::group::places::{self, PlaceAnswer};
 use crate::shard::mesh_messages::CatalogueAsked;
 use crate::shard::open_log::OpenLog;
-use crate::shard::peers::{Peer, PeerId};
+use crate::shard::peers::PeerId;
 use crate::shard::router::{Asker, is_large};
 use crate::shard::stages::{Stage, Stages};
 use crate::shard::{answers, catalogue};
@@ -51,6 +53,12 @@ pub enum Waiting {
         answer: ProduceAnswer,
         received_at: Nanos,
         appended_at: Nanos,
+    },
+    /// An acknowledgement or a reset of a group's place.
+    Place {
+        asker: Asker,
+        correlation: Correlation,
+        answer: PlaceAnswer,
     },
     /// A catalogue change whose entry this is.
     Change(ChangeAsked),
@@ -250,6 +258,9 @@ impl Shard {
                         core.stages.record(Stage::Flush, appended_at, now, 1);
                         self.acknowledge(executor, asker, correlation, &answer, received_at, now);
                     }
+                    Waiting::Place { asker, correlation, answer } => {
+                        executor.answer(asker, |out| answer.encode(correlation, out));
+                    }
                     Waiting::Change(asked) => changes.push(asked),
                     Waiting::ChangeAgain(asked) => again.push(asked),
                 }
@@ -260,8 +271,10 @@ impl Shard {
             while let Some(state) = core.engine.next_catalogue_effect() {
                 effects.push(state);
             }
+            places::write_beginnings(core);
             self.hand_out(executor, &mut core.engine, now);
         }
+        members::carry_out(executor, self);
         if !effects.is_empty() || !changes.is_empty() {
             catalogue::took_effect(executor, self, &effects, changes);
         }
@@ -292,7 +305,9 @@ impl Shard {
         core.engine.on_poisoned();
         for waiting in core.waiting.drain() {
             let (asker, correlation) = match waiting {
-                Waiting::Batch { asker, correlation, .. } => (asker, correlation),
+                Waiting::Batch { asker, correlation, .. } | Waiting::Place { asker, correlation, .. } => {
+                    (asker, correlation)
+                }
                 Waiting::Change(asked) | Waiting::ChangeAgain(asked) => (asked.asker, asked.correlation),
             };
             executor.refuse(asker, correlation, ErrorCode::Poisoned);
@@ -312,22 +327,22 @@ impl Shard {
     /// Hands batches to those whose turn it is.
     fn hand_out(&self, executor: &Executor, engine: &mut Engine, now: Nanos) {
         while let Some(delivery) = engine.next_delivery() {
-            let (Delivery::Batch { owner, subscription, .. }
-            | Delivery::Revoked { owner, subscription }
-            | Delivery::Ended { owner, subscription, .. }) = delivery;
-            let Some(peer) = executor.peers.get(PeerId(owner.0)) else { continue };
             match delivery {
-                Delivery::Batch { batch, .. } => {
+                Delivery::Batch { owner, subscription, batch } => {
+                    let Some(peer) = executor.peers.get(PeerId(owner.0)) else { continue };
                     self.counters.delivered_batches.set(self.counters.delivered_batches.get() + 1);
                     let held = Held::Delivery { shard: self.id, subscription, batch, handed_out_at: now };
                     peer.outlet().hold(held);
                 }
-                Delivery::Revoked { .. } => {
-                    tell(executor, &peer, |out| answers::revoked(out, self.id, subscription));
+                Delivery::Revoked { owner, subscription } => {
+                    executor.push_to(PeerId(owner.0), |out| answers::revoked(out, self.id, subscription));
                 }
-                Delivery::Ended { code, .. } => {
-                    peer.outlet().forget(self.id, subscription);
-                    tell(executor, &peer, |out| answers::ended(out, self.id, subscription, code));
+                Delivery::Ended { owner, subscription, code } => {
+                    let owner = PeerId(owner.0);
+                    if let Some(peer) = executor.peers.get(owner) {
+                        peer.outlet().forget(self.id, subscription);
+                    }
+                    executor.push_to(owner, |out| answers::ended(out, self.id, subscription, code));
                 }
             }
         }
@@ -355,6 +370,8 @@ impl Shard {
     /// A peer is gone, and its subscriptions with it.
     pub fn detach(&self, peer: PeerId) {
         self.core.borrow_mut().engine.detach(ReaderOwner(peer.0), clock::monotonic());
+        // What it held in groups is for others now, who are told by the shard's task.
+        self.work.raise();
     }
 
     pub fn record(&self, stage: Stage, since: Nanos, until: Nanos) {
@@ -412,17 +429,5 @@ impl Shard {
     /// Whether one more acknowledgement may wait.
     pub fn has_place_to_wait(core: &Core) -> bool {
         core.waiting.len() < ACKNOWLEDGEMENTS_PER_SHARD
-    }
-}
-
-/// Pushes a frame to whoever subscribed.
-fn tell(executor: &Executor, peer: &Peer, encode: impl FnOnce(&mut Vec<u8>)) {
-    match peer {
-        Peer::Connection(connection) => connection.send(encode),
-        Peer::Proxy(proxy) => {
-            let mut frame = Vec::new();
-            encode(&mut frame);
-            executor.push_there(proxy.executor, proxy.connection, frame, false);
-        }
     }
 }

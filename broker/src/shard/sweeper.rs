@@ -31,6 +31,9 @@ pub async fn run(executor: &Executor, watchdog: &Watchdog, stop: &AtomicBool, st
             told = true;
             stopping.raise();
         }
+        for shard in executor.local_shards() {
+            shard.tick_groups(clock::monotonic());
+        }
         sweep(executor).await;
     }
 }

@@ -6,6 +6,7 @@
 use super::draft::Draft;
 use super::quantity::{size, time};
 use crate::control::settings::{Idle, TestFault, WithoutTmpfs};
+use crate::limits::{GROUP_SILENCE_MIN, GROUP_TIME_MAX};
 use peregrine_protocol::ids::{Epoch, ShardId};
 use peregrine_protocol::limits::{BLOCK, FRAME_MAX_CEILING, RING_MAX, RING_MIN, SHARDS_MAX};
 
@@ -228,6 +229,33 @@ pub const TABLE: &[Row] = &[
         take: |draft, text| {
             draft.flush.memory_bytes = within(size(text)?, BLOCK, RING_MAX)?;
             Ok(())
+        },
+        ..ROW
+    },
+    Row {
+        key: "group_grace",
+        value: Some("TIME"),
+        default: Some("10s"),
+        help: "How long a consumer whose connection is lost keeps its group's queues, up to 1h; 0s gives them to others at once.",
+        reason: "A restarted client or a broken connection is back within it, and no queue moves twice.",
+        take: |draft, text| {
+            let grace = time(text)?;
+            draft.groups.grace = grace.into();
+            if grace <= GROUP_TIME_MAX { Ok(()) } else { Err("at most 1h".to_owned()) }
+        },
+        ..ROW
+    },
+    Row {
+        key: "group_silence",
+        value: Some("TIME"),
+        default: Some("10s"),
+        help: "A consumer that is not heard of for so long is taken for lost, 300ms to 1h; it is told to call three times within it.",
+        reason: "Two of its calls may be lost, and a host that died without a word is noticed before its users call.",
+        take: |draft, text| {
+            let silence = time(text)?;
+            draft.groups.silence = silence.into();
+            let is_within = (GROUP_SILENCE_MIN..=GROUP_TIME_MAX).contains(&silence);
+            if is_within { Ok(()) } else { Err("from 300ms to 1h".to_owned()) }
         },
         ..ROW
     },

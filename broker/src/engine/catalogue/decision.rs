@@ -23,6 +23,17 @@ pub enum CatalogueDecision<T = Topic> {
     After(LogPosition),
 }
 
+impl<T> CatalogueDecision<T> {
+    /// The same, with what it is done with as `convert` makes it.
+    pub fn map<U>(self, convert: impl FnOnce(T) -> U) -> CatalogueDecision<U> {
+        match self {
+            Self::Append { draft, payload } => CatalogueDecision::Append { draft, payload },
+            Self::Done(object) => CatalogueDecision::Done(convert(object)),
+            Self::After(end) => CatalogueDecision::After(end),
+        }
+    }
+}
+
 impl Catalogue {
     pub fn decide_create(&self, name: &str, queues: u32, time: Nanos) -> Result<CatalogueDecision, Refusal> {
         check_name(name).map_err(|_| Refusal::InvalidName)?;

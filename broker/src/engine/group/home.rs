@@ -21,7 +21,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, TopicId};
+use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, ShardId, TopicId};
 use rustc_hash::FxHashMap;
 
 use super::assignment::MemberHash;
@@ -33,8 +33,9 @@ use crate::limits;
 /// How a home treats its members.
 #[derive(Clone, Copy, Debug)]
 pub struct MembershipOptions {
-    /// The epoch of the home's log: the upper half of what is numbered here, so that a number from before a start never comes
-    /// again. A run of 2^32 joins would carry into the next start's numbers.
+    /// The home, and the epoch of its log. What is numbered here is u22 epoch ‖ u10 shard ‖ u32 count, so that a number from before
+    /// a start, or of another home, never comes again. A run of 2^32 joins would carry into another home's numbers.
+    pub shard: ShardId,
     pub epoch: Epoch,
     /// A member that is not heard of for this long is treated as if its connection were lost.
     pub silence: Nanos,
@@ -135,7 +136,7 @@ pub struct Membership {
 
 impl Membership {
     pub fn new(options: MembershipOptions) -> Self {
-        let before_first = options.epoch.0 << 32;
+        let before_first = options.epoch.0 << 42 | u64::from(options.shard.0) << 32;
         Self {
             options,
             groups: FxHashMap::default(),

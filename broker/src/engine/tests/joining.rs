@@ -8,8 +8,12 @@ use super::*;
 const GROUP: GroupId = GroupId(3);
 /// A topic that exists and that the group does not consume.
 const OTHER: TopicId = TopicId(2);
-const OPTIONS: MembershipOptions =
-    MembershipOptions { epoch: Epoch(5), silence: Nanos::from_secs(10), grace: Nanos::from_secs(10) };
+const OPTIONS: MembershipOptions = MembershipOptions {
+    shard: ShardId(0),
+    epoch: Epoch(5),
+    silence: Nanos::from_secs(10),
+    grace: Nanos::from_secs(10),
+};
 const SETTLED: Nanos = crate::limits::GROUP_SETTLED_AFTER;
 
 /// Topics 1 and 2 with four queues each, and group 3, `g`, that consumes the first.

@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod damage;
+mod groups;
 mod mesh;
 mod reading;
 mod room;

@@ -1,6 +1,6 @@
 //! A broker's shards in this process, and a client as simple as can be: blocking, one socket, one buffer.
 
-use crate::control::settings::{Flush, Identity, Idle, Settings, WithoutTmpfs};
+use crate::control::settings::{Flush, GroupTimes, Identity, Idle, Settings, WithoutTmpfs};
 use crate::shard::listener;
 use crate::shard::run::{self, RunError};
 use peregrine_protocol::checksum::crc32;
@@ -11,6 +11,7 @@ use peregrine_protocol::ids::*;
 use peregrine_protocol::message::*;
 use peregrine_protocol::preamble::PREAMBLE;
 use peregrine_protocol::record::RecordDraft;
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -50,6 +51,7 @@ pub fn settings(data: &Path, rings: &Path, shards: u16) -> Settings {
             memory_wait: Nanos::from_millis(1),
             memory_bytes: 256 << 10,
         },
+        groups: GroupTimes { silence: Nanos::from_secs(10), grace: Nanos::from_secs(10) },
         accept_loss: false,
         discard_rings: Vec::new(),
         test_faults: Vec::new(),
@@ -102,6 +104,8 @@ pub struct Client {
     pub socket: TcpStream,
     buffer: Vec<u8>,
     next: u64,
+    /// What came while an answer was waited for, for [`Self::until`].
+    pushed: VecDeque<Said>,
     pub shards: u16,
     pub shard: ShardId,
 }
@@ -126,6 +130,33 @@ pub enum Said {
     Error {
         code: u16,
     },
+    Acked {
+        offset: QueueOffset,
+    },
+    Group {
+        id: GroupId,
+    },
+    Joined {
+        member: MemberId,
+    },
+    Assigned {
+        member: MemberId,
+        number: u64,
+        queues: Vec<u32>,
+    },
+    /// The number of the member's assignment.
+    Beat {
+        number: u64,
+    },
+    Revoked {
+        subscription: SubscriptionId,
+    },
+    MemberEnded {
+        code: u16,
+        member: u64,
+    },
+    Lag(Vec<LagRow>),
+    Members(Vec<(String, u32)>),
     /// A subscription's end.
     Ended {
         code: u16,
@@ -145,7 +176,8 @@ impl Client {
     pub fn connect(address: SocketAddr, shard: Option<u16>) -> Self {
         let socket = TcpStream::connect(address).expect("connect");
         socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
-        let mut client = Client { socket, buffer: Vec::new(), next: 1, shards: 0, shard: ShardId(0) };
+        let mut client =
+            Client { socket, buffer: Vec::new(), next: 1, pushed: VecDeque::new(), shards: 0, shard: ShardId(0) };
         client.socket.write_all(&PREAMBLE).expect("preamble");
         let hello = Hello { client: "test", shard: shard.map(ShardId), ..Hello::default() };
         let correlation = client.send(&Request::Hello(hello));
@@ -202,7 +234,24 @@ impl Client {
             Answer::Error(ErrorAnswer { code, detail: ErrorDetail { subscription: Some(of), .. }, .. }) => {
                 Said::Ended { code, of }
             }
+            Answer::Error(ErrorAnswer { code, detail: ErrorDetail { member: Some(member), .. }, .. }) => {
+                Said::MemberEnded { code, member }
+            }
             Answer::Error(error) => Said::Error { code: error.code },
+            Answer::Ack(answer) => Said::Acked { offset: answer.offset },
+            Answer::CreateGroup(answer) | Answer::DeleteGroup(answer) => Said::Group { id: answer.group.id },
+            Answer::JoinGroup(answer) => Said::Joined { member: answer.member },
+            Answer::Assignment(assignment) => Said::Assigned {
+                member: assignment.member,
+                number: assignment.number,
+                queues: assignment.queues.iter().map(|assigned| assigned.queue.0).collect(),
+            },
+            Answer::Heartbeat(answer) => Said::Beat { number: answer.number },
+            Answer::Revoke(revoke) => Said::Revoked { subscription: revoke.subscription },
+            Answer::GroupLag(answer) => Said::Lag(answer.rows.iter().collect()),
+            Answer::DescribeGroup(answer) => {
+                Said::Members(answer.members.iter().map(|member| (member.name.to_owned(), member.queues)).collect())
+            }
             Answer::DescribeTopic(answer) => {
                 Said::Described { queues: answer.queues.iter().map(|row| row.queue.0).collect() }
             }
@@ -219,6 +268,17 @@ impl Client {
             let (to, said) = self.receive();
             if to == correlation {
                 return said;
+            }
+            self.pushed.push_back(said);
+        }
+    }
+
+    /// Takes what comes until it is what is looked for; the rest is dropped.
+    pub fn until<T>(&mut self, mut find: impl FnMut(Said) -> Option<T>) -> T {
+        loop {
+            let said = self.pushed.pop_front().unwrap_or_else(|| self.receive().1);
+            if let Some(found) = find(said) {
+                return found;
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, TopicId};
+use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, ShardId, TopicId};
 use proptest::prelude::*;
 
 use crate::engine::group::home::{HomeEffect, Join, Joined, Membership, MembershipOptions};
@@ -40,7 +40,7 @@ impl Bench {
 
     fn with_grace(queues: u32, grace: Nanos) -> Self {
         Self {
-            home: Membership::new(MembershipOptions { epoch: Epoch(3), silence: SILENCE, grace }),
+            home: Membership::new(MembershipOptions { shard: ShardId(0), epoch: Epoch(3), silence: SILENCE, grace }),
             now: Nanos::from_secs(1_700_000_000),
             queues: BTreeMap::from([(TOPIC, queues)]),
             number: 0,
@@ -413,7 +413,8 @@ fn ids_and_numbers_of_a_later_start_are_higher() {
     let mut bench = Bench::new(8);
     let [.., c] = three(&mut bench);
     let number = bench.number;
-    bench.home = Membership::new(MembershipOptions { epoch: Epoch(4), silence: SILENCE, grace: GRACE });
+    bench.home =
+        Membership::new(MembershipOptions { shard: ShardId(0), epoch: Epoch(4), silence: SILENCE, grace: GRACE });
     assert_eq!(bench.heartbeat(3, c, number), Err(Refusal::UnknownMember));
     assert!(bench.join(3, "c") > c);
     bench.pass_settling();
