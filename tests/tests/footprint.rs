@@ -118,7 +118,7 @@ fn ten_thousand_idle_groups() {
         let start = Start::Offset { epoch: Epoch::ANY, offset: QueueOffset(1) };
         let reset = ResetOffset { group, topic, queue: QueueId(0), start };
         wire.ask(&Request::ResetOffset(reset), |answer| {
-            assert!(matches!(answer, Answer::ResetOffset(_)), "{answer:?}")
+            assert!(matches!(answer, Answer::ResetOffset(_)), "{answer:?}");
         });
     }
     let grown = broker.resident_bytes().saturating_sub(before);
