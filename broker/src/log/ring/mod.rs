@@ -11,7 +11,7 @@
 
 mod page;
 
-pub use page::{PAGE_LEN, PageState, RingPage, RingUnfit};
+pub use page::{PAGE_LEN, PageState, RingPage, RingUnfit, StoredPositions};
 use peregrine_protocol::ids::LogPosition;
 
 use self::page::{AT_DURABLE, AT_MAGIC, AT_PUBLISHED, MAGIC};

@@ -94,6 +94,35 @@ pub enum RingUnfit {
     Behind { durable: LogPosition, known: LogPosition },
 }
 
+/// The two copies of each position as they stand in a page.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredPositions {
+    published: [u64; 2],
+    durable: [u64; 2],
+}
+
+impl StoredPositions {
+    /// `file` is at least as long as a page.
+    pub fn read(file: &[u8]) -> Self {
+        Self { published: AT_PUBLISHED.map(|at| u64_at(file, at)), durable: AT_DURABLE.map(|at| u64_at(file, at)) }
+    }
+
+    /// Whether both copies of each say the same.
+    pub fn agree(&self) -> bool {
+        self.published[0] == self.published[1] && self.durable[0] == self.durable[1]
+    }
+
+    /// The larger copy: what was whole before either was stored.
+    pub fn published(&self) -> LogPosition {
+        LogPosition(self.published[0].max(self.published[1]))
+    }
+
+    /// The lower copy: what both promise.
+    pub fn durable(&self) -> LogPosition {
+        LogPosition(self.durable[0].min(self.durable[1]))
+    }
+}
+
 impl RingPage {
     pub(in crate::log) fn new(options: &LogOptions, epoch: Epoch) -> Self {
         Self {
@@ -159,12 +188,7 @@ impl PageState {
             epoch: Epoch(u64_at(file, AT_EPOCH)),
             size: u64_at(file, AT_SIZE),
         };
-        let published = AT_PUBLISHED.map(|at| u64_at(file, at));
-        let durable = AT_DURABLE.map(|at| u64_at(file, at));
-        Ok(Self::Ready {
-            page,
-            published: LogPosition(published[0].max(published[1])),
-            durable: LogPosition(durable[0].min(durable[1])),
-        })
+        let stored = StoredPositions::read(file);
+        Ok(Self::Ready { page, published: stored.published(), durable: stored.durable() })
     }
 }

@@ -74,6 +74,7 @@ fn the_page_tells_the_larger_published_and_the_lower_durable() {
     ring.publish(LogPosition(8192));
     ring.set_durable(LogPosition(4096));
     let Memory(mut file) = ring.memory;
+    assert!(StoredPositions::read(&file).agree(), "each is stored twice");
     file[192..200].copy_from_slice(&4096_u64.to_le_bytes());
     file[256..264].copy_from_slice(&8192_u64.to_le_bytes());
     let ready = PageState::Ready { page: page(), published: LogPosition(8192), durable: LogPosition(4096) };

@@ -8,7 +8,7 @@ use peregrine_protocol::ids::{
 
 use crate::log::damage::Extent;
 use crate::log::disk::simulated::{Conditions, Crash, Machine, SimulatedDisk, SimulatedRings, Tasks};
-use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
+use crate::log::disk::{BLOCK, Disk};
 use crate::log::fault::Faults;
 use crate::log::log::{Appended, CloseState, Log};
 use crate::log::options::{BootId, Directory, LogOptions};
@@ -118,15 +118,16 @@ impl Bench {
 
     /// Flips a bit of the byte at an offset of a file.
     pub fn flip_at(&self, name: &str, offset: u64) {
-        let disk = self.machine.disk(0);
-        self.machine.block_on(async {
-            let file = disk.open(name, Access::Prepare).await.unwrap();
-            let block = offset / BLOCK as u64 * BLOCK as u64;
-            let mut bytes = file.read_at(block, BLOCK).await.unwrap();
-            bytes[(offset - block) as usize] ^= 1;
-            file.write_at(bytes, block).await.unwrap();
-            file.sync().await.unwrap();
-        });
+        self.machine.flip(0, name, offset, 0);
+    }
+}
+
+impl Drop for Bench {
+    /// Whatever a test is about, the log broke no promise that the machine watches over.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.machine.take_breaches(), []);
+        }
     }
 }
 

@@ -88,6 +88,11 @@ impl Directory {
         }
     }
 
+    /// Whether a power cut leaves the file this name.
+    pub fn is_name_durable(&self, name: &str, inode: Inode) -> bool {
+        self.durable_names.get(name) == Some(&inode)
+    }
+
     /// Takes every name out of the directory, as somebody does who mounts or moves the wrong thing.
     pub fn move_away(&mut self) {
         self.aside = std::mem::take(&mut self.names);

@@ -160,6 +160,16 @@ impl FileContents {
         });
     }
 
+    /// Whether a power cut leaves the bytes from one offset up to another as a read sees them, and the file's length.
+    pub fn is_durable(&self, from: u64, to: u64) -> bool {
+        let same = |index: usize| {
+            let start = (index * BLOCK) as u64;
+            let (at, end) = (from.saturating_sub(start) as usize, to.saturating_sub(start).min(BLOCK as u64) as usize);
+            at >= end || self.seen[index][at..end] == self.durable[index][at..end]
+        };
+        self.size_durable && self.cached.keys().all(|&index| same(index))
+    }
+
     /// Turns one bit over, in the cache and below it: what no crash does and a failing device may.
     pub fn flip(&mut self, offset: u64, bit: u8) {
         let (index, at) = (offset as usize / BLOCK, offset as usize % BLOCK);

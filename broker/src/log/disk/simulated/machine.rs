@@ -21,6 +21,7 @@ use super::operation::{Pending, Request};
 use super::random::Random;
 use super::ring::SimulatedRings;
 use super::tasks::Woken;
+use super::watch::Breach;
 use super::world::{Completion, Waiting, World};
 use crate::log::disk::BLOCK;
 
@@ -62,15 +63,6 @@ impl Default for Conditions {
 /// A wait that takes more completions than this is a loop without end.
 const WAIT_COMPLETIONS_MAX: u64 = 1_000_000;
 
-/// A write that the log promises not to make, whether or not a crash punishes it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Breach {
-    /// A durable write hit a block that an earlier one had filled.
-    Rewritten { shard: usize, file: String, block: usize },
-    /// A process wrote into a file that an earlier one had made.
-    Inherited { shard: usize, file: String },
-}
-
 struct CrashSignal(Crash);
 
 /// A handle on the machine; clones share it.
@@ -98,6 +90,7 @@ impl Machine {
             waiting: BTreeMap::new(),
             processes: 0,
             breaches: Vec::new(),
+            rings_in_use: BTreeMap::new(),
             trace: DefaultHasher::new(),
             verbose: false,
         };
@@ -239,6 +232,7 @@ impl Machine {
     pub fn advance(&self, until: u64) -> bool {
         self.step();
         let mut world = self.world();
+        world.watch_rings();
         match world.pending.first_key_value() {
             Some((&(due, id), _)) if due <= until => {
                 world.now = world.now.max(due);
@@ -312,7 +306,7 @@ impl Machine {
         world.next_id += 1;
         let due = world.now + world.delay(&request);
         let failure = world.choose_failure(&request);
-        world.look_for_inheritance(shard, &request);
+        world.watch(shard, &request);
         world.pending.insert((due, id), Pending { shard, request, failure, orphan: false });
         world.waiting.insert(id, Waiting::default());
         Completion::new(self.clone(), id)

@@ -23,13 +23,15 @@ mod operation;
 mod random;
 mod ring;
 mod tasks;
+mod watch;
 mod world;
 
 #[cfg(test)]
 mod tests;
 
 pub use disk::{SimulatedDisk, SimulatedFile};
-pub use machine::{Breach, Conditions, Crash, Machine};
+pub use machine::{Conditions, Crash, Machine};
 pub use random::Random;
 pub use ring::{SimulatedRing, SimulatedRings};
 pub use tasks::Tasks;
+pub use watch::Breach;

@@ -2,8 +2,11 @@
 
 use std::io;
 
+use peregrine_protocol::ids::{Epoch, ShardId};
+
 use super::machine::Machine;
 use crate::log::disk::{RingHost, RingMemory};
+use crate::log::ring::{PageState, StoredPositions};
 
 /// A ring file by its path.
 pub(super) struct RingFile {
@@ -26,6 +29,8 @@ pub struct SimulatedRing {
     /// Tells the file from a later one at the same path.
     inode: u64,
     bytes: Vec<u8>,
+    /// The run that has set it up.
+    in_use: Option<(ShardId, Epoch)>,
 }
 
 impl SimulatedRings {
@@ -65,6 +70,30 @@ impl SimulatedRings {
     }
 }
 
+impl SimulatedRing {
+    /// Tells the machine what the page says now, for its watch over the log's promises. Only the run that stored the magic
+    /// is watched: what a ring was left with may be torn.
+    fn tell(&mut self) {
+        let ready = match PageState::read(&self.bytes) {
+            Ok(PageState::Ready { page, .. }) => Some(page),
+            _ => None,
+        };
+        let mut world = self.machine.world();
+        match (ready, self.in_use) {
+            (Some(page), _) => {
+                let run = (page.shard, page.epoch);
+                self.in_use = Some(run);
+                world.rings_in_use.insert(run, (page, StoredPositions::read(&self.bytes)));
+            }
+            (None, Some(run)) => {
+                world.rings_in_use.remove(&run);
+                self.in_use = None;
+            }
+            (None, None) => {}
+        }
+    }
+}
+
 impl RingHost for SimulatedRings {
     type Memory = SimulatedRing;
 
@@ -75,7 +104,13 @@ impl RingHost for SimulatedRings {
         let inode = file.inode;
         let bytes = file.bytes.take().ok_or_else(|| io::Error::new(io::ErrorKind::WouldBlock, path.to_owned()))?;
         drop(world);
-        Ok(Some(SimulatedRing { machine: self.machine.clone(), path: Some(path.to_owned()), inode, bytes }))
+        Ok(Some(SimulatedRing {
+            machine: self.machine.clone(),
+            path: Some(path.to_owned()),
+            inode,
+            bytes,
+            in_use: None,
+        }))
     }
 
     fn create(&self, path: &str, len: usize) -> io::Result<SimulatedRing> {
@@ -97,7 +132,7 @@ impl RingHost for SimulatedRings {
     }
 
     fn anonymous(&self, len: usize) -> io::Result<SimulatedRing> {
-        Ok(SimulatedRing { machine: self.machine.clone(), path: None, inode: 0, bytes: vec![0; len] })
+        Ok(SimulatedRing { machine: self.machine.clone(), path: None, inode: 0, bytes: vec![0; len], in_use: None })
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
@@ -120,6 +155,7 @@ impl RingMemory for SimulatedRing {
     fn store_u64(&mut self, offset: usize, value: u64) {
         self.machine.step();
         self.bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        self.tell();
     }
 
     fn resize(&mut self, len: usize) -> io::Result<()> {
@@ -135,8 +171,11 @@ impl RingMemory for SimulatedRing {
 
 impl Drop for SimulatedRing {
     fn drop(&mut self) {
-        let Some(path) = &self.path else { return };
         let mut world = self.machine.world();
+        if let Some(run) = self.in_use {
+            world.rings_in_use.remove(&run);
+        }
+        let Some(path) = &self.path else { return };
         if let Some(file) = world.rings.get_mut(path)
             && file.inode == self.inode
         {

@@ -11,11 +11,13 @@ use std::task::{Context, Poll, Waker};
 
 use super::directory::Directory;
 use super::file::{Block, FileContents, Tear};
-use super::machine::{Breach, Conditions, Crash, Machine};
+use super::machine::{Conditions, Crash, Machine};
 use super::operation::{Answer, Pending, Request};
 use super::random::Random;
 use super::ring::RingFile;
+use super::watch::{Breach, RingsInUse};
 use crate::log::disk::BLOCK;
+use crate::log::files::FileKind;
 
 /// How long after its process's end a write may still land, nanoseconds.
 const ORPHAN_DELAY_MAX: u64 = 30_000_000;
@@ -53,6 +55,7 @@ pub(super) struct World {
     /// Crashes so far: tells what a process made from what it found.
     pub processes: u64,
     pub breaches: Vec<Breach>,
+    pub rings_in_use: RingsInUse,
     pub trace: DefaultHasher,
     pub verbose: bool,
 }
@@ -90,14 +93,6 @@ impl World {
             return self.random.between(conditions.delay_max, conditions.slow_delay);
         }
         self.random.between(conditions.delay_min, conditions.delay_max)
-    }
-
-    pub fn look_for_inheritance(&mut self, shard: usize, request: &Request) {
-        let Request::Write { inode, .. } = request else { return };
-        if self.directories[shard].file(*inode).made_by() != self.processes {
-            let file = self.directories[shard].name_of(*inode).to_owned();
-            self.breaches.push(Breach::Inherited { shard, file });
-        }
     }
 
     pub fn choose_failure(&mut self, request: &Request) -> Option<io::ErrorKind> {
@@ -163,9 +158,12 @@ impl World {
             }
             Request::Write { inode, first, blocks, durable } => {
                 let rewritten = self.directories[shard].file_mut(inode).write(first, &blocks, serial, durable);
-                if let Some(block) = rewritten {
-                    let file = self.directories[shard].name_of(inode).to_owned();
-                    self.breaches.push(Breach::Rewritten { shard, file, block });
+                let file = self.directories[shard].name_of(inode).to_owned();
+                // A mark's two blocks are written in turn.
+                if let Some(block) = rewritten
+                    && FileKind::of(&file) != FileKind::Mark
+                {
+                    self.breach(Breach::Rewritten { shard, file, block });
                 }
                 Ok(Answer::Done)
             }
