@@ -2,11 +2,12 @@
 
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::{Epoch, LogPosition, QueueId, QueueOffset, TopicId};
+use peregrine_protocol::limits::RING_MAX;
 
 use super::bench::{Bench, RING};
 use crate::log::damage::{Damage, Extent, LostOffsets};
-use crate::log::disk::Disk;
 use crate::log::disk::simulated::Crash;
+use crate::log::disk::{Access, Disk, DiskFile};
 use crate::log::log::Appended;
 use crate::log::{RingFate, RingUnfit, StartError};
 
@@ -197,6 +198,8 @@ fn a_bad_identity_is_accepted_once() {
             bench.flip_at(&bad, 70);
         }
         assert_eq!(damage(&bench).files[0].0, format!("segment {bad}"));
+        let size = bench.machine.block_on(bench.machine.disk(0).open(&bad, Access::Read)).unwrap().size();
+        let bad_end = LogPosition(bad[..20].parse::<u64>().unwrap() + size);
         let epoch = Epoch(bad[21..].parse().unwrap());
         let accepting = bench.try_start_with(|options| {
             options.accept_loss = true;
@@ -204,6 +207,7 @@ fn a_bad_identity_is_accepted_once() {
         });
         let mut process = accepting.map_err(|error| error.to_string()).unwrap();
         assert!(process.report.base > highest, "no position is used twice");
+        assert!(process.report.base - bad_end > RING_MAX, "the bad segment may have been full");
         assert!(bench.names().contains(&format!("damaged-{bad}")) && !bench.names().contains(&bad));
         let mut kept = process.seen.numbers.clone();
         process.append_all(200..201, Synced, 500);

@@ -7,12 +7,15 @@ use std::rc::Rc;
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::Epoch;
 
-use super::bench::{Bench, Process, RING};
+use super::bench::{Bench, Process, RING, draft, payload};
+use super::damage::damage;
 use crate::log::StartError;
+use crate::log::damage::Extent;
 use crate::log::disk::simulated::{Conditions, Crash};
-use crate::log::disk::{RingHost, RingMemory};
+use crate::log::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
 use crate::log::fault::RecoveryStep;
 use crate::log::log::CloseState;
+use crate::log::options::LogOptions;
 use crate::log::recovery::RingFate;
 use crate::log::ring::RingUnfit;
 
@@ -258,6 +261,134 @@ fn a_mark_is_written_again_where_only_the_sync_of_its_name_failed() {
     let process = bench.start();
     process.assert_recovered(0..5, RingFate::OtherBoot, 0);
     assert_eq!(process.report.cut, durable);
+}
+
+/// A mark that leads makes a torn tail look like damage, and the start then asks for what nobody lost to be given up.
+#[test]
+fn a_mark_says_no_more_than_what_is_durable() {
+    let bench = Bench::new();
+    let mut process = half_in_the_ring(&bench, 10, 25);
+    process.wait_until(|log| log.counters().marks > 0);
+    bench.crash(process, Crash::Power);
+    bench.start().assert_recovered(0..10, RingFate::OtherBoot, 0);
+}
+
+/// The last two flushes of a killed run stand in the device's cache, in two segments, and its ring is given up: both must be
+/// durable before the next run goes on behind them.
+#[test]
+fn every_segment_that_was_read_from_the_cache_is_synced() {
+    let mut both = 0;
+    for seed in 0..64 {
+        let mut bench = Bench::seeded(seed);
+        bench.options.smallest.segment = 64 << 10;
+        bench.options.segment_bytes = 64 << 10;
+        bench.options.largest_entry = 60 << 10;
+        let mut process = bench.start();
+        // All of the first segment but a block.
+        process.append_all(0..1, Synced, (56 << 10) - 96);
+        process.wait_until(|log| log.durable() == log.tail() && log.next_deadline().is_none());
+        process.append_all(1..2, Synced, 100);
+        process.turn();
+        process.append_all(2..3, Synced, 4000);
+        process.turn();
+        assert_eq!((process.log.counters().rolls, process.log.counters().writes), (1, 3));
+        bench.crash(process, Crash::Kill);
+        let landed = bench.machine.now() + 100_000_000;
+        while bench.machine.advance(landed) {}
+        let given_up = |options: &mut LogOptions| options.discard_ring = Some(Epoch(1));
+        let process = bench.try_start_with(given_up).map_err(|error| error.to_string()).unwrap();
+        let numbers = process.seen.numbers.clone();
+        both += usize::from(numbers.len() == 3);
+        bench.crash(process, Crash::Power);
+        assert_eq!(bench.start().seen.numbers, numbers);
+    }
+    assert!(both > 0, "no seed has both flushes in the cache");
+}
+
+/// Positions are never used twice, so that such an entry can only be what an earlier run, or a defect, left there.
+#[test]
+fn an_entry_of_an_epoch_before_its_predecessor_s_is_not_accepted() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.append_all(0..3, Synced, 100);
+    process.close().unwrap();
+    let mut process = bench.start();
+    process.append_all(3..5, Synced, 100);
+    process.wait_durable();
+    let (tail, base, seal) = (process.log.tail(), process.report.base, process.log.seal());
+    bench.crash(process, Crash::Power);
+    let entry = |number, position, epoch| {
+        let payload = payload(number, 100);
+        let mut bytes = [0; 256];
+        let header = draft(number, Memory, &payload).at(position, epoch);
+        header.encode(seal, bytes.first_chunk_mut().unwrap());
+        bytes[96..196].copy_from_slice(&payload);
+        bytes
+    };
+    let mut block = vec![0; 4096];
+    block[..256].copy_from_slice(&entry(5, tail, Epoch(1)));
+    bench.machine.block_on(async {
+        let name = format!("{:020}-{:010}", base.0, 2);
+        let file = bench.machine.disk(0).open(&name, Access::Append).await.unwrap();
+        file.write_at(block, tail - base + 4096).await.unwrap();
+    });
+    assert_eq!(bench.machine.take_breaches().len(), 1, "the test itself wrote into an earlier run's file");
+    let process = bench.start();
+    process.assert_recovered(0..5, RingFate::OtherBoot, 0);
+
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.faults.hold_flushes(true);
+    let places = [0, 1, 2].map(|number| process.append(number, Memory, 100).unwrap());
+    bench.crash(process, Crash::Kill);
+    let (at, old) = (places[1].position, entry(1, places[1].position, Epoch(0)));
+    bench.machine.rings().meddle(RING, |file| file[4096 + at.0 as usize..][..256].copy_from_slice(&old));
+    let found = damage(&bench);
+    assert_eq!(found.extents.len(), 1, "{found}");
+    assert_eq!(found.extents[0].extent, Extent { from: at, to: places[1].end });
+}
+
+/// Somebody put an older copy of the segments back, or took the newest away.
+#[test]
+fn a_ring_of_a_later_run_than_the_newest_segment_s_is_an_error() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 10, 25);
+    bench.crash(process, Crash::Kill);
+    let process = bench.start();
+    let name = format!("{:020}-{:010}", process.report.base.0, process.report.epoch.0);
+    bench.crash(process, Crash::Kill);
+    bench.machine.block_on(bench.machine.disk(0).remove(&name)).unwrap();
+    let refused = bench.try_start().err();
+    let Some(StartError::Ring { epoch: Epoch(1), reason: RingUnfit::Epoch(Epoch(2)), .. }) = refused else {
+        panic!("{refused:?}")
+    };
+}
+
+/// The new log's first run has the epoch that the run of the lost log had: its ring would pass for the new one's.
+#[test]
+fn a_ring_that_was_given_up_with_its_log_never_comes_back() {
+    for step in RecoveryStep::ALL {
+        let bench = Bench::new();
+        let process = half_in_the_ring(&bench, 3, 10);
+        bench.crash(process, Crash::Kill);
+        bench.machine.move_away(0);
+        let given_up = |options: &mut LogOptions| options.discard_ring = Some(Epoch(1));
+        let started = catch_unwind(AssertUnwindSafe(|| {
+            bench.try_start_with(|options| {
+                given_up(options);
+                options.faults.after_step(move |reached| {
+                    if reached == step {
+                        panic_any(step);
+                    }
+                });
+            })
+        }));
+        assert!(started.is_err(), "the start was to end after {step:?}");
+        bench.machine.crash(Crash::Kill);
+        let started = if step < RecoveryStep::RingMade { bench.try_start_with(given_up) } else { bench.try_start() };
+        let process = started.map_err(|error| format!("{step:?}: {error}")).unwrap();
+        assert_eq!(process.seen.numbers, [0; 0], "{step:?}");
+    }
 }
 
 #[test]
