@@ -137,9 +137,8 @@ impl Flusher {
     pub fn seal(&mut self, end: LogPosition) {
         assert!(end >= self.open.end && end.0.is_multiple_of(BLOCK), "a flush unit ends at a block boundary");
         if end > self.open.start {
-            let pad = end - self.open.end;
-            // The block with the pad's header; where there is no pad, the last block is an entry's.
-            let written_end = if pad > BLOCK { LogPosition((self.open.end.0 / BLOCK + 1) * BLOCK) } else { end };
+            // With the block that holds the pad's header; where there is no pad, the last block is an entry's.
+            let written_end = LogPosition((self.open.end.0 / BLOCK + 1) * BLOCK).min(end);
             self.sealed.push_back(Unit { issued: self.open.start, written_end, end });
         }
         self.open = OpenUnit { start: end, end, synced: false, since: Nanos::ZERO };

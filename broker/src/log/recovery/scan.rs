@@ -28,7 +28,7 @@ pub(super) struct Scan<'a, D: Disk> {
     seal: EntrySeal,
     /// The epoch of the last entry: none behind it is lower.
     epoch: Epoch,
-    /// The newest durable position that identities, marks, and pads read so far state.
+    /// The newest durable position that identities and marks state, and pads behind the first bad entry.
     pub durable: LogPosition,
     /// The end of the highest pad seen, or of what was given up behind the last entry.
     pub highest: LogPosition,
@@ -222,11 +222,8 @@ impl<'a, D: Disk> Scan<'a, D> {
     async fn visit<F: DiskFile>(&mut self, entry: Entry, window: &mut Window<F>) {
         self.epoch = entry.epoch();
         match entry {
-            Entry::Pad(pad) => {
-                if pad.node == self.options.node() {
-                    self.durable = self.durable.max(pad.durable);
-                }
-            }
+            // What it states to be durable lies below it, and was found good.
+            Entry::Pad(_) => {}
             Entry::Full(header) => {
                 let payload = window.payload(header.payload_position(), header.length).await;
                 self.visit_full(&header, payload);
