@@ -9,6 +9,7 @@ use peregrine_protocol::message::{Answer, Metadata, Request};
 use peregrine_protocol::placement::TopicHash;
 
 use crate::admin::Admin;
+use crate::consumer::ConsumerBuilder;
 use crate::error::{Error, Result};
 use crate::idempotence::back_off::random_identity;
 use crate::link::{Identity, Link, Status};
@@ -22,7 +23,7 @@ const HOME: ShardId = ShardId(0);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A client of one broker. Cheap to clone; clones share the connections, which are made when they are needed, kept up, and closed when
-/// the last clone, producer and reader are gone.
+/// the last clone, producer, reader and consumer are gone.
 ///
 /// ```no_run
 /// use peregrine_client::{Client, Message, Start};
@@ -97,7 +98,12 @@ impl Client {
         ReaderBuilder::new(self.clone(), topic.into())
     }
 
-    /// What is done to the broker rather than with messages: topics, offsets, statistics.
+    /// Sets up a member of a consumer group, which is made if it is not there.
+    pub fn consumer(&self, group: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.clone(), group.into())
+    }
+
+    /// What is done to the broker rather than with messages: topics, groups, offsets, statistics.
     pub fn admin(&self) -> Admin {
         Admin::new(self.clone())
     }
@@ -156,6 +162,16 @@ impl Client {
     pub(crate) fn link_of(&self, topic: TopicHash, queue: QueueId) -> Result<(ShardId, Link)> {
         let shard = topic.shard_of(queue, self.broker()?.shards);
         Ok((shard, self.link(shard)))
+    }
+
+    /// Names the client instance: unique among those that run now.
+    pub(crate) fn instance(&self) -> &str {
+        &self.inner.identity.client
+    }
+
+    /// How long a call may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.inner.timeout
     }
 
     /// The error of a time that ran out: the broker could not be reached, or it did not answer.

@@ -124,9 +124,18 @@ impl Error {
 
     /// What the broker would say of a name that its metadata does not have.
     pub(crate) fn unknown_topic(name: &str) -> Self {
-        let sentence = format!("there is no topic \"{name}\"").into();
-        let number = ErrorCode::UnknownTopic.number();
-        Refusal { number, retriable: false, sentence, detail: ErrorDetail::default() }.into()
+        Self::said_here(ErrorCode::UnknownTopic, format!("there is no topic \"{name}\""))
+    }
+
+    /// What the broker would say of a group that its listing does not have.
+    pub(crate) fn unknown_group(name: &str) -> Self {
+        Self::said_here(ErrorCode::UnknownGroup, format!("there is no consumer group \"{name}\""))
+    }
+
+    /// One of the broker's errors, found out by this client.
+    pub(crate) fn said_here(code: ErrorCode, sentence: String) -> Self {
+        let (number, retriable, sentence) = (code.number(), code.is_retriable(), sentence.into());
+        Refusal { number, retriable, sentence, detail: ErrorDetail::default() }.into()
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {

@@ -3,14 +3,17 @@
 //! A received message borrows nothing and copies nothing: its parts are slices of the batch that it came in, which lives as long as
 //! any of them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use peregrine_protocol::checksum::crc32;
 use peregrine_protocol::entry::Codec;
-use peregrine_protocol::ids::{DurableLevel, Epoch, MessageId, Nanos, QueueId, QueueOffset, ShardId};
+use peregrine_protocol::ids::{DurableLevel, Epoch, MessageId, Nanos, QueueId, QueueOffset, ShardId, TopicId};
 use peregrine_protocol::message::BatchHead;
 use peregrine_protocol::record::{Batch, Record, RecordDraft, SectionNumber, push_property};
 
 use crate::error::{Error, Result};
+use crate::group::Token;
 
 /// A message to send.
 ///
@@ -109,6 +112,8 @@ impl Message {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivery {
+    /// The topic that it came from.
+    pub topic: Arc<str>,
     /// The queue that it came from.
     pub queue: QueueId,
     /// Its place in that queue.
@@ -129,11 +134,18 @@ pub struct Delivery {
     pub properties: Vec<(String, String)>,
     /// The message itself.
     pub body: Bytes,
+    /// To a member of a group: 1 where this is the first delivery of its batch to the group, 2 for the second, and so on; above 1, an
+    /// earlier one was not acknowledged. To a reader: 0.
+    pub attempt: u16,
+    /// What acknowledges it.
+    pub(crate) token: Option<Token>,
 }
 
 /// A batch as it came, before it is taken apart.
 #[derive(Debug, Clone)]
 pub(crate) struct ReceivedBatch {
+    /// Where its receiver has several.
+    pub topic: Option<TopicId>,
     pub queue: QueueId,
     pub shard: ShardId,
     pub head: BatchHead,
@@ -155,7 +167,7 @@ impl ReceivedBatch {
     }
 
     /// Checks the payload's checksum and every record's, and answers the wanted messages in order.
-    pub fn messages(&self) -> Result<Vec<Delivery>> {
+    pub fn messages(&self, topic: &Arc<str>) -> Result<Vec<Delivery>> {
         let corrupt = Error::Corrupt { queue: self.queue, offset: self.head.base_offset };
         if self.head.flags.codec() != Codec::None {
             return Err(Error::protocol("a batch that is compressed in a way that this client does not know"));
@@ -169,11 +181,11 @@ impl ReceivedBatch {
             .zip(batch.records())
             .skip(skipped)
             .take_while(|(index, _)| self.end.is_none_or(|end| self.head.base_offset + *index < end))
-            .map(|(index, record)| self.message(index, &record.map_err(|_| corrupt.clone())?))
+            .map(|(index, record)| self.message(topic, index, &record.map_err(|_| corrupt.clone())?))
             .collect()
     }
 
-    fn message(&self, index: u64, record: &Record<'_>) -> Result<Delivery> {
+    fn message(&self, topic: &Arc<str>, index: u64, record: &Record<'_>) -> Result<Delivery> {
         let corrupt = || Error::Corrupt { queue: self.queue, offset: self.head.base_offset + index };
         let slice = |bytes: &[u8]| self.payload.slice_ref(bytes);
         let mut properties = Vec::new();
@@ -182,6 +194,7 @@ impl ReceivedBatch {
             properties.push((name.to_owned(), value.to_owned()));
         }
         Ok(Delivery {
+            topic: topic.clone(),
             queue: self.queue,
             offset: self.head.base_offset + index,
             epoch: self.head.epoch,
@@ -192,6 +205,8 @@ impl ReceivedBatch {
             tag: record.tag().map(str::to_owned),
             properties,
             body: record.section(SectionNumber::Body).map(slice).unwrap_or_default(),
+            attempt: self.head.attempt,
+            token: None,
         })
     }
 }
@@ -209,6 +224,7 @@ mod tests {
             Message::new(body.to_string()).key("k").property("a", "b").draft(Nanos(5)).append_to(&mut payload);
         }
         ReceivedBatch {
+            topic: None,
             queue: QueueId(3),
             shard: ShardId(1),
             head: BatchHead {
@@ -231,7 +247,7 @@ mod tests {
     #[test]
     fn a_batch_gives_its_wanted_messages_with_their_offsets() {
         let mut received = batch(&["one", "", "three"]);
-        let messages = received.messages().expect("whole");
+        let messages = received.messages(&"t".into()).expect("whole");
         assert_eq!(messages.iter().map(|m| m.offset.0).collect::<Vec<_>>(), [10, 11, 12]);
         assert_eq!(messages[2].body, "three");
         assert_eq!(messages[1].body, "");
@@ -239,7 +255,7 @@ mod tests {
         assert_eq!(messages[0].properties, [("a".to_owned(), "b".to_owned())]);
         assert_eq!((messages[0].id.shard(), messages[0].id.position()), (ShardId(1), LogPosition(4096 + 96)));
         received.head.first_wanted = QueueOffset(12);
-        let messages = received.messages().expect("whole");
+        let messages = received.messages(&"t".into()).expect("whole");
         assert_eq!((messages.len(), messages[0].offset, received.wanted()), (1, QueueOffset(12), 1));
     }
 
@@ -250,7 +266,7 @@ mod tests {
             let mut bytes = whole.payload.to_vec();
             bytes[at] ^= 0x10;
             let flipped = ReceivedBatch { payload: bytes.into(), ..whole.clone() };
-            assert!(matches!(flipped.messages(), Err(Error::Corrupt { .. })), "byte {at}");
+            assert!(matches!(flipped.messages(&"t".into()), Err(Error::Corrupt { .. })), "byte {at}");
         }
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fake_broker;
+mod groups;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -307,7 +307,6 @@ impl<M> MemberCore<M> {
     pub fn unreadable(&mut self, ticket: Ticket, now: Nanos) {
         let Some((key, claim)) = self.claim(ticket) else { return };
         claim.wait(None, now);
-        claim.drop_line();
         self.note_retry(key);
         self.unsubscribe(key);
     }

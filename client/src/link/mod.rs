@@ -6,12 +6,15 @@
 //!  readers ───────┘                 │ ▲    └──► batches to subscribers
 //!                                socket
 //! ```
-//! Each connection has a *generation*. Commands of producers and readers carry the one they were made for and are dropped when it is
+//! Each connection has a *generation*. Commands of producers, readers and consumers carry the one they were made for and are dropped when it is
 //! over: what was sent on a lost connection is theirs to send again, once they have seen `Connected`. Calls wait for a connection.
 //! The channels are unbounded; what fills them is bounded by the batches in flight, by credit, and by the callers that wait.
 
+mod member;
 mod socket;
 mod task;
+
+pub(crate) use self::member::{MemberEvent, MemberRequest};
 
 use std::sync::{Arc, OnceLock};
 
@@ -56,7 +59,7 @@ pub(crate) enum Status {
     Failed(Error),
 }
 
-/// What a producer or reader hears of a link that it listens to.
+/// What a producer, reader or consumer hears of a link that it listens to.
 #[derive(Debug)]
 pub(crate) struct LinkEvent {
     pub shard: ShardId,
@@ -87,6 +90,7 @@ pub(crate) enum Happening {
         subscription: SubscriptionId,
         refusal: Refusal,
     },
+    Member(MemberEvent),
 }
 
 /// Where a listener hears.
@@ -103,6 +107,7 @@ enum Command {
     Subscribe { generation: Generation, subscribe: Subscribe, to: Listener },
     Credit { generation: Generation, credit: Credit },
     Unsubscribe { generation: Generation, subscription: SubscriptionId },
+    Member { generation: Generation, request: MemberRequest, to: Listener },
 }
 
 impl Link {
@@ -177,6 +182,11 @@ impl Link {
     /// Closes a subscription.
     pub fn unsubscribe(&self, generation: Generation, subscription: SubscriptionId) {
         self.send(Command::Unsubscribe { generation, subscription });
+    }
+
+    /// A request of a group's member; what comes of it goes to `to`.
+    pub fn member(&self, generation: Generation, request: MemberRequest, to: Listener) {
+        self.send(Command::Member { generation, request, to });
     }
 
     fn send(&self, command: Command) {

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use peregrine_protocol::ids::{Correlation, QueueId, ShardId, SubscriptionId};
-use peregrine_protocol::message::{Answer, Request, Unsubscribe};
+use peregrine_protocol::message::{Answer, Deliver, Request, Unsubscribe};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::member::{MemberPending, Members};
 use super::{Command, Encode, Generation, Happening, Identity, LinkEvent, Listener, Reply};
 use crate::error::{Error, Refusal};
 use crate::idempotence::Ticket;
@@ -49,6 +50,7 @@ enum Pending {
         queue: QueueId,
         to: Listener,
     },
+    Member(MemberPending),
     /// Credit and pings: an answer is good news or none.
     Nobody,
 }
@@ -64,6 +66,7 @@ pub(super) struct Socket {
     written: usize,
     pending: HashMap<Correlation, Pending>,
     subscriptions: HashMap<SubscriptionId, (QueueId, Listener)>,
+    members: Members,
     last_heard: Instant,
     pinged: bool,
 }
@@ -83,6 +86,7 @@ impl Socket {
             written: 0,
             pending: HashMap::new(),
             subscriptions: HashMap::new(),
+            members: Members::default(),
             last_heard: Instant::now(),
             pinged: false,
         }
@@ -140,7 +144,7 @@ impl Socket {
         self.handle_events()?;
         self.write()?;
         let waiting = self.outgoing.len() - self.written;
-        let is_owed = !self.pending.is_empty() || !self.subscriptions.is_empty();
+        let is_owed = self.is_owed();
         tokio::select! {
             readable = self.stream.readable() => {
                 readable.map_err(|error| lost(&error))?;
@@ -217,17 +221,30 @@ impl Socket {
                 let correlation = self.session.request(&request, &mut self.outgoing);
                 self.pending.insert(correlation, Pending::Nobody);
             }
+            Command::Member { generation, request, to } if generation == current => {
+                self.note_request();
+                let sent = Members::send(&request, to, &mut self.session, &mut self.outgoing);
+                if let Some((correlation, pending)) = sent {
+                    self.pending.insert(correlation, Pending::Member(pending));
+                }
+            }
             // Made for an earlier connection.
             Command::Produce { .. }
             | Command::Subscribe { .. }
             | Command::Credit { .. }
-            | Command::Unsubscribe { .. } => {}
+            | Command::Unsubscribe { .. }
+            | Command::Member { .. } => {}
         }
+    }
+
+    /// Whether the broker is to say something sooner or later.
+    fn is_owed(&self) -> bool {
+        !self.pending.is_empty() || !self.subscriptions.is_empty() || !self.members.is_empty()
     }
 
     /// The broker owes nothing while nothing is asked of it: its silence counts from the first request.
     fn note_request(&mut self) {
-        if self.pending.is_empty() && self.subscriptions.is_empty() {
+        if !self.is_owed() {
             self.last_heard = Instant::now();
         }
     }
@@ -238,7 +255,7 @@ impl Socket {
         loop {
             match self.session.receive(&incoming) {
                 Ok(Received::Event { event, len }) => {
-                    handle(&event, self.shard, self.generation, &mut self.pending, &mut self.subscriptions);
+                    self.handle(&event);
                     incoming.advance(len);
                 }
                 Ok(Received::Missing(len)) => {
@@ -253,6 +270,86 @@ impl Socket {
         }
         self.incoming = incoming;
         result
+    }
+
+    fn handle(&mut self, event: &Event<'_>) {
+        match *event {
+            Event::Ready(_) => {}
+            Event::Produced { correlation, answer } => {
+                if let Some(Pending::Produce { ticket, to }) = self.pending.remove(&correlation) {
+                    self.tell(&to, Happening::Produced { ticket, answer: Ok(answer) });
+                }
+            }
+            Event::Delivered(ref deliver) => self.delivered(deliver),
+            Event::Answered { correlation, answer } => self.answered(correlation, answer),
+            Event::Refused { correlation, error } => self.refused(correlation, Refusal::from(&error)),
+            Event::Ended { subscription, error } => {
+                if let Some((queue, to)) = self.subscriptions.remove(&subscription) {
+                    self.tell(&to, Happening::Ended { queue, subscription, refusal: Refusal::from(&error) });
+                } else if let Some((to, event)) = self.members.ended(subscription, &error) {
+                    self.tell(&to, Happening::Member(event));
+                }
+            }
+            Event::Revoked(subscription) => {
+                if let Some((to, event)) = self.members.revoked(subscription) {
+                    self.tell(to, Happening::Member(event));
+                }
+            }
+            Event::Assigned(ref assignment) => {
+                if let Some((to, event)) = self.members.assigned(assignment) {
+                    self.tell(to, Happening::Member(event));
+                }
+            }
+            Event::Dismissed { member, error } => {
+                if let Some((to, event)) = self.members.dismissed(member, &error) {
+                    self.tell(&to, Happening::Member(event));
+                }
+            }
+        }
+    }
+
+    fn delivered(&self, deliver: &Deliver<'_>) {
+        if let Some((queue, to)) = self.subscriptions.get(&deliver.subscription) {
+            let (payload, shard) = (Bytes::copy_from_slice(deliver.payload), self.shard);
+            let batch = ReceivedBatch { topic: None, queue: *queue, shard, head: deliver.batch, payload, end: None };
+            self.tell(to, Happening::Delivered { subscription: deliver.subscription, batch });
+        } else if let Some((to, event)) = self.members.delivered(deliver, self.shard) {
+            self.tell(to, Happening::Member(event));
+        }
+    }
+
+    fn answered(&mut self, correlation: Correlation, answer: Answer<'_>) {
+        match (self.pending.remove(&correlation), answer) {
+            (Some(Pending::Subscribe { queue, to }), Answer::Subscribe(answer)) => {
+                // Registered here, so that a batch in the same read finds it.
+                self.subscriptions.insert(answer.subscription, (queue, to.clone()));
+                self.tell(&to, Happening::Subscribed { queue, answer: Ok(answer) });
+            }
+            (Some(Pending::Member(pending)), answer) => {
+                if let Some((to, event)) = self.members.answered(pending, &answer) {
+                    self.tell(&to, Happening::Member(event));
+                }
+            }
+            (Some(Pending::Call(reply)), answer) => reply(Ok(answer)),
+            _ => {}
+        }
+    }
+
+    fn refused(&mut self, correlation: Correlation, refusal: Refusal) {
+        match self.pending.remove(&correlation) {
+            Some(Pending::Call(reply)) => reply(Err(refusal.into())),
+            Some(Pending::Produce { ticket, to }) => {
+                self.tell(&to, Happening::Produced { ticket, answer: Err(refusal) });
+            }
+            Some(Pending::Subscribe { queue, to }) => {
+                self.tell(&to, Happening::Subscribed { queue, answer: Err(refusal) });
+            }
+            Some(Pending::Member(pending)) => {
+                let (to, event) = self.members.refused(pending, refusal);
+                self.tell(&to, Happening::Member(event));
+            }
+            Some(Pending::Nobody) | None => {}
+        }
     }
 
     fn read(&mut self) -> Result<(), Served> {
@@ -285,60 +382,6 @@ impl Socket {
     fn tell(&self, listener: &Listener, what: Happening) {
         // A listener that is gone has no interest.
         let _ = listener.send(LinkEvent { shard: self.shard, generation: self.generation, what });
-    }
-}
-
-fn handle(
-    event: &Event<'_>,
-    shard: ShardId,
-    generation: Generation,
-    pending: &mut HashMap<Correlation, Pending>,
-    subscriptions: &mut HashMap<SubscriptionId, (QueueId, Listener)>,
-) {
-    let tell = |to: &Listener, what| {
-        let _ = to.send(LinkEvent { shard, generation, what }); // a listener that is gone has no interest
-    };
-    match *event {
-        Event::Ready(_) => {}
-        Event::Produced { correlation, answer } => {
-            if let Some(Pending::Produce { ticket, to }) = pending.remove(&correlation) {
-                tell(&to, Happening::Produced { ticket, answer: Ok(answer) });
-            }
-        }
-        Event::Delivered(ref deliver) => {
-            if let Some((queue, to)) = subscriptions.get(&deliver.subscription) {
-                let payload = Bytes::copy_from_slice(deliver.payload);
-                let batch = ReceivedBatch { queue: *queue, shard, head: deliver.batch, payload, end: None };
-                tell(to, Happening::Delivered { subscription: deliver.subscription, batch });
-            }
-        }
-        Event::Answered { correlation, answer } => match (pending.remove(&correlation), answer) {
-            (Some(Pending::Subscribe { queue, to }), Answer::Subscribe(answer)) => {
-                // Registered here, so that a batch in the same read finds it.
-                subscriptions.insert(answer.subscription, (queue, to.clone()));
-                tell(&to, Happening::Subscribed { queue, answer: Ok(answer) });
-            }
-            (Some(Pending::Call(reply)), answer) => reply(Ok(answer)),
-            _ => {}
-        },
-        Event::Refused { correlation, error } => {
-            let refusal = Refusal::from(&error);
-            match pending.remove(&correlation) {
-                Some(Pending::Call(reply)) => reply(Err(refusal.into())),
-                Some(Pending::Produce { ticket, to }) => {
-                    tell(&to, Happening::Produced { ticket, answer: Err(refusal) });
-                }
-                Some(Pending::Subscribe { queue, to }) => {
-                    tell(&to, Happening::Subscribed { queue, answer: Err(refusal) });
-                }
-                Some(Pending::Nobody) | None => {}
-            }
-        }
-        Event::Ended { subscription, error } => {
-            if let Some((queue, to)) = subscriptions.remove(&subscription) {
-                tell(&to, Happening::Ended { queue, subscription, refusal: Refusal::from(&error) });
-            }
-        }
     }
 }
 

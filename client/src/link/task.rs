@@ -136,7 +136,8 @@ impl LinkTask {
             Command::Produce { .. }
             | Command::Subscribe { .. }
             | Command::Credit { .. }
-            | Command::Unsubscribe { .. } => {}
+            | Command::Unsubscribe { .. }
+            | Command::Member { .. } => {}
         }
     }
 

@@ -151,7 +151,10 @@ impl ProducerTask {
                 });
                 self.core.answered(ticket, answer, now);
             }
-            Happening::Subscribed { .. } | Happening::Delivered { .. } | Happening::Ended { .. } => {}
+            Happening::Subscribed { .. }
+            | Happening::Delivered { .. }
+            | Happening::Ended { .. }
+            | Happening::Member(_) => {}
         }
     }
 

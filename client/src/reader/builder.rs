@@ -98,6 +98,6 @@ impl ReaderBuilder {
         let (consumed, consumed_in) = mpsc::unbounded_channel();
         let task = ReaderTask::new(self.client, topic.id, places, window, self.patience, pieces_out, consumed_in);
         tokio::spawn(task.run());
-        Ok(Reader { pieces, consumed, ready: std::collections::VecDeque::new(), due: None })
+        Ok(Reader { topic: topic.name.into(), pieces, consumed, ready: std::collections::VecDeque::new(), due: None })
     }
 }

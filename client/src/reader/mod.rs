@@ -6,6 +6,7 @@ mod place;
 mod task;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use peregrine_protocol::ids::QueueId;
@@ -37,6 +38,7 @@ use crate::message::Delivery;
 /// ```
 #[derive(Debug)]
 pub struct Reader {
+    topic: Arc<str>,
     pieces: mpsc::UnboundedReceiver<Piece>,
     consumed: mpsc::UnboundedSender<Consumed>,
     ready: VecDeque<Delivery>,
@@ -84,7 +86,7 @@ impl Reader {
         match piece {
             Piece::Batch { batch, consumed } => {
                 self.due = Some(consumed);
-                match batch.messages() {
+                match batch.messages(&self.topic) {
                     Ok(messages) => {
                         self.ready.extend(messages);
                         None

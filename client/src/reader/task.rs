@@ -171,7 +171,7 @@ impl ReaderTask {
                     self.close_if_over(queue);
                 }
             }
-            Happening::Produced { .. } => {}
+            Happening::Produced { .. } | Happening::Member(_) => {}
         }
         Ok(())
     }

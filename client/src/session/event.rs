@@ -1,7 +1,7 @@
 //! What comes from a broker. Events borrow from the receive buffer; nothing is copied.
 
-use peregrine_protocol::ids::{Correlation, SubscriptionId};
-use peregrine_protocol::message::{Answer, Deliver, ErrorAnswer, ProduceAnswer};
+use peregrine_protocol::ids::{Correlation, MemberId, SubscriptionId};
+use peregrine_protocol::message::{Answer, Assignment, Deliver, ErrorAnswer, ProduceAnswer};
 
 use super::BrokerInfo;
 use crate::error::{Error, Refusal, Result};
@@ -35,11 +35,15 @@ pub enum Event<'a> {
     },
     /// A batch for a subscription.
     Delivered(Deliver<'a>),
+    /// The queue of a subscription is to go to another member of the group.
+    Revoked(SubscriptionId),
+    /// The queues of a member of a group.
+    Assigned(Assignment<'a>),
     /// The answer to any other request.
     Answered {
         /// Of the request.
         correlation: Correlation,
-        /// Never `Hello`, `Produce`, `Deliver` or `Error`.
+        /// Never `Hello`, `Produce`, `Error`, nor what is pushed.
         answer: Answer<'a>,
     },
     /// The broker said no to a request.
@@ -56,15 +60,23 @@ pub enum Event<'a> {
         /// Why.
         error: ErrorAnswer<'a>,
     },
+    /// A membership in a group has ended.
+    Dismissed {
+        /// Whose.
+        member: MemberId,
+        /// Why.
+        error: ErrorAnswer<'a>,
+    },
 }
 
 impl<'a> Event<'a> {
-    /// An error frame: of a request, of a subscription, or of the connection, which it ends.
+    /// An error frame: of a request, of a subscription, of a member, or of the connection, which it ends.
     pub(super) fn of_error(correlation: Correlation, error: ErrorAnswer<'a>) -> Result<Self> {
-        match error.detail.subscription {
+        match (error.detail.subscription, error.detail.member) {
             _ if correlation.0 != 0 => Ok(Self::Refused { correlation, error }),
-            Some(subscription) => Ok(Self::Ended { subscription: SubscriptionId(subscription), error }),
-            None => Err(Error::from(Refusal::from(&error))),
+            (Some(subscription), _) => Ok(Self::Ended { subscription: SubscriptionId(subscription), error }),
+            (None, Some(member)) => Ok(Self::Dismissed { member: MemberId(member), error }),
+            (None, None) => Err(Error::from(Refusal::from(&error))),
         }
     }
 }

@@ -111,6 +111,8 @@ impl Session {
         Ok(match answer {
             Answer::Deliver(deliver) => Event::Delivered(deliver),
             Answer::Produce(answer) => Event::Produced { correlation, answer },
+            Answer::Revoke(revoke) => Event::Revoked(revoke.subscription),
+            Answer::Assignment(assignment) => Event::Assigned(assignment),
             Answer::Error(error) => Event::of_error(correlation, error)?,
             Answer::Hello(_) => return Err(Error::protocol("a second answer to the hello")),
             answer => Event::Answered { correlation, answer },

@@ -1,6 +1,8 @@
 //! A broker in memory, for tests of the client: it speaks the protocol over TCP, keeps what DESIGN.md says of sequences, epochs and
 //! truncation, and fails on command. It has no disk: what is "synced" is what a power cut leaves.
 
+mod groups;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -54,6 +56,7 @@ struct State {
     queues: HashMap<(TopicId, QueueId), Queue>,
     faults: VecDeque<Fault>,
     connections: u64,
+    groups: groups::Groups,
 }
 
 /// The broker. Dropping it ends it.
@@ -74,6 +77,7 @@ impl FakeBroker {
             queues: HashMap::new(),
             faults: VecDeque::new(),
             connections: 0,
+            groups: groups::Groups::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
@@ -129,7 +133,10 @@ impl FakeBroker {
         loop {
             // The port is free as soon as the old listener's task has ended.
             match TcpListener::bind(self.address).await {
-                Ok(listener) => return self.listen(listener),
+                Ok(listener) => {
+                    self.forget_members();
+                    return self.listen(listener);
+                }
                 Err(_) => tokio::task::yield_now().await,
             }
         }
@@ -189,6 +196,10 @@ struct Connection {
     state: Arc<Mutex<State>>,
     moved: broadcast::Sender<()>,
     subscriptions: Vec<Subscription>,
+    group_subscriptions: Vec<groups::GroupSubscription>,
+    last_subscription: u64,
+    /// Of all connections that there were, which one.
+    number: u64,
     shard: u16,
     out: Vec<u8>,
 }
@@ -198,8 +209,14 @@ struct Dropped;
 
 impl Connection {
     fn new(stream: TcpStream, state: Arc<Mutex<State>>, moved: broadcast::Sender<()>) -> Self {
-        state.lock().unwrap().connections += 1;
-        Self { stream, state, moved, subscriptions: Vec::new(), shard: 0, out: Vec::new() }
+        let number = {
+            let mut state = state.lock().unwrap();
+            state.connections += 1;
+            state.connections
+        };
+        let (subscriptions, group_subscriptions) = (Vec::new(), Vec::new());
+        let (shard, last_subscription, out) = (0, 0, Vec::new());
+        Self { stream, state, moved, subscriptions, group_subscriptions, last_subscription, number, shard, out }
     }
 
     async fn serve(mut self) -> Option<()> {
@@ -341,6 +358,9 @@ impl Connection {
                 let epoch = Epoch(state.epoch);
                 Answer::LookUp(LookUpAnswer { offset, epoch, start, end }).encode(correlation, out);
             }
+            Request::Subscribe(request) if request.mode != Mode::Reader => {
+                self.subscribe_member(&mut state, &request, correlation);
+            }
             Request::Subscribe(request) => {
                 let key = (request.topic, request.queue);
                 let epoch = Epoch(state.epoch);
@@ -369,23 +389,32 @@ impl Connection {
                 let (start, end) = (QueueOffset(start), QueueOffset(end));
                 Answer::Subscribe(SubscribeAnswer { subscription: id, epoch, start, end }).encode(correlation, out);
             }
+            Request::Ack(ack) => self.ack_member(&mut state, &ack, correlation),
             Request::Credit(credit) => {
+                self.credit_member(&credit);
                 if let Some(it) = self.subscriptions.iter_mut().find(|it| it.id == credit.subscription) {
                     it.messages += i64::from(credit.messages);
                     it.bytes += credit.bytes as i64;
                 }
             }
             Request::Unsubscribe(request) => {
+                self.unsubscribe_member(&mut state, request.subscription);
                 self.subscriptions.retain(|it| it.id != request.subscription);
+                let out = &mut self.out;
                 Answer::Unsubscribe(request).encode(correlation, out);
             }
-            other => panic!("the tests' client does not send {other:?}"),
+            Request::AlterTopic(_) | Request::Fetch(_) | Request::Stats(_) => {
+                panic!("the tests' client does not send {request:?}")
+            }
+            of_groups => self.answer_group(&mut state, of_groups, correlation),
         }
         Ok(())
     }
 
     fn deliver(&mut self) {
-        let state = self.state.lock().unwrap();
+        let shared = self.state.clone();
+        let mut state = shared.lock().unwrap();
+        self.deliver_to_members(&mut state);
         for it in &mut self.subscriptions {
             let Some(queue) = state.queues.get(&it.key) else { continue };
             for batch in &queue.batches {
@@ -411,6 +440,12 @@ impl Connection {
                 Deliver { subscription: it.id, batch: head, payload: &batch.payload }.encode(&mut self.out);
             }
         }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.lose_members();
     }
 }
 

@@ -1,4 +1,8 @@
-//! What is done to a broker rather than with messages: topics, offsets, statistics, and whether it is there.
+//! What is done to a broker rather than with messages: topics, groups, offsets, statistics, and whether it is there.
+
+mod groups;
+
+pub use self::groups::{Group, GroupDescription, Member, QueueLag, QueueReset};
 
 use std::time::{Duration, Instant};
 
@@ -132,10 +136,8 @@ impl Admin {
     /// A topic and the state of each of its queues, asked of every shard that has one.
     pub async fn describe_topic(&self, name: &str) -> Result<Description> {
         let topic = self.client.topic(name).await?;
-        let shards = self.client.broker()?.shards;
-        let hash = TopicHash::of(name);
         let mut queues = Vec::new();
-        for shard in (0..topic.queues.min(shards.into())).map(|queue| hash.shard_of(QueueId(queue), shards)) {
+        for shard in self.shards_of(&topic)? {
             let mut first_queue = QueueId(0);
             loop {
                 let (page, more) = self.describe_page(shard, name, first_queue).await?;
@@ -183,6 +185,13 @@ impl Admin {
         };
         self.client.call(shard, |send: Send<'_>| send(&Request::Ping), convert).await?;
         Ok(asked.elapsed())
+    }
+
+    /// The shards that own queues of a topic.
+    fn shards_of(&self, topic: &Topic) -> Result<Vec<ShardId>> {
+        let shards = self.client.broker()?.shards;
+        let hash = TopicHash::of(&topic.name);
+        Ok((0..topic.queues.min(shards.into())).map(|queue| hash.shard_of(QueueId(queue), shards)).collect())
     }
 
     async fn describe_page(&self, shard: ShardId, name: &str, first_queue: QueueId) -> Result<(Vec<QueueState>, bool)> {
