@@ -19,6 +19,11 @@ impl Random {
         Random(seed)
     }
 
+    /// Another one with choices of its own, which follow from this one's.
+    pub fn fork(&mut self) -> Self {
+        Random(self.below(u64::MAX))
+    }
+
     /// A number below `bound`, which is above 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
