@@ -22,6 +22,9 @@ pub enum Command {
     /// Create, list, describe and delete topics
     #[command(subcommand)]
     Topic(TopicCommand),
+    /// List, describe, reset and delete consumer groups, and show how far they are
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Send the lines of a file, or of stdin, one message each
     Produce(ProduceOptions),
     /// Print the messages of a topic
@@ -63,6 +66,51 @@ pub enum TopicCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// List all groups
+    List {
+        /// Only groups whose names start so
+        #[arg(long, default_value = "")]
+        prefix: String,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// Show a group's topics and members
+    Describe {
+        name: String,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// Show how far a group is in each queue, in messages and in time
+    Lag {
+        name: String,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// Set where a group goes on, whether it is consuming or not
+    Reset {
+        name: String,
+        /// `earliest`, `latest`, an offset, an instant like 2026-08-01T12:00:00Z, or a time ago like 15m
+        #[arg(long, value_name = "START")]
+        to: String,
+        /// In this topic only
+        #[arg(long, value_name = "TOPIC")]
+        topic: Option<String>,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// Delete a group and its offsets, for ever
+    Delete {
+        name: String,
+        /// Even if it has members; they end with an error
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+}
+
 #[derive(Debug, Clone, Copy, Args)]
 pub struct OutputOptions {
     /// Print JSON
@@ -96,20 +144,26 @@ pub struct ProduceOptions {
 #[derive(Debug, Args)]
 pub struct ConsumeOptions {
     pub topic: String,
-    /// Where to begin: `earliest`, `latest`, an offset, an instant like 2026-08-01T12:00:00Z, or a time ago like 15m
+    /// Consume as a member of this group: queues are shared among its members, and what is printed comes to none of them again
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// The member's name, unique in the group [default: one of its own]
+    #[arg(long, value_name = "NAME", requires = "group")]
+    pub member: Option<String>,
+    /// Where to begin; a group goes on where it is, and begins there in what it has not consumed yet: `earliest`, `latest`, an offset, an instant like 2026-08-01T12:00:00Z, or a time ago like 15m
     #[arg(long, value_name = "START", default_value = "earliest")]
     pub from: String,
     /// End after so many messages
     #[arg(long, value_name = "N")]
     pub max: Option<u64>,
-    /// Go on with what comes; without it, end at what was the end at the start
+    /// Go on with what comes; without it, end at what was the end at the start (with a group, when that is done by all its members)
     #[arg(long)]
     pub follow: bool,
     /// What to print of a message: its value, or all of it as a line of JSON
     #[arg(long, value_enum, default_value_t = Format::Value)]
     pub format: Format,
     /// Read this queue only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "group")]
     pub queue: Option<u32>,
     /// How long to keep trying while the broker is away
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]

@@ -1,20 +1,23 @@
 //! `peregrine consume`: prints messages as they come, those of a queue in order.
 
-use std::io::{BufWriter, Stdout, Write, stdout};
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write, stdout};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use indicatif::ProgressBar;
 use jiff::Timestamp;
 use peregrine_client::{Client, Delivery, Error, QueueId, Reader};
 use serde_json::{Map, Value, json};
 
 use super::arguments::{ConsumeOptions, Format};
 use super::failure::Failure;
-use super::progress;
-use super::start;
 use super::topic::instant;
+use super::{consume_group, progress, start};
 
 pub async fn run(broker: &str, options: ConsumeOptions) -> Result<(), Failure> {
+    if let Some(group) = &options.group {
+        return consume_group::run(broker, group, &options).await;
+    }
     let start = start::parse(&options.from, Timestamp::now())?;
     let client = Client::builder(broker).timeout(options.timeout).connect().await?;
     let mut builder = client.reader(&options.topic).from(start).patience(options.timeout);
@@ -33,9 +36,7 @@ pub async fn run(broker: &str, options: ConsumeOptions) -> Result<(), Failure> {
 }
 
 async fn print_all(reader: &mut Reader, options: &ConsumeOptions, out: &mut BufWriter<Stdout>) -> Result<(), Failure> {
-    use std::io::IsTerminal;
-    // Messages on a terminal are progress enough.
-    let bar = if stdout().is_terminal() { indicatif::ProgressBar::hidden() } else { progress::bar(None) };
+    let bar = bar();
     let mut left = options.max.unwrap_or(u64::MAX);
     while left > 0 {
         let mut next = reader.try_next();
@@ -46,11 +47,7 @@ async fn print_all(reader: &mut Reader, options: &ConsumeOptions, out: &mut BufW
         match next {
             None => break,
             Some(Ok(message)) => {
-                match options.format {
-                    Format::Value => out.write_all(&message.body)?,
-                    Format::Json => write!(out, "{}", as_json(&message))?,
-                }
-                out.write_all(b"\n")?;
+                print(&message, options.format, out)?;
                 bar.inc(message.body.len() as u64 + 1);
                 left -= 1;
             }
@@ -61,6 +58,19 @@ async fn print_all(reader: &mut Reader, options: &ConsumeOptions, out: &mut BufW
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Messages on a terminal are progress enough.
+pub fn bar() -> ProgressBar {
+    if stdout().is_terminal() { ProgressBar::hidden() } else { progress::bar(None) }
+}
+
+pub fn print(message: &Delivery, format: Format, out: &mut impl Write) -> io::Result<()> {
+    match format {
+        Format::Value => out.write_all(&message.body)?,
+        Format::Json => write!(out, "{}", as_json(message))?,
+    }
+    out.write_all(b"\n")
 }
 
 /// Bytes that are not UTF-8 stand in a field named `…_base64`.
@@ -74,11 +84,15 @@ fn as_json(message: &Delivery) -> Value {
     if let Some(key) = &message.key {
         bytes("key", key);
     }
+    fields.insert("topic".to_owned(), json!(*message.topic));
     fields.insert("queue".to_owned(), json!(message.queue.0));
     fields.insert("offset".to_owned(), json!(message.offset.0));
     fields.insert("epoch".to_owned(), json!(message.epoch.0));
     fields.insert("id".to_owned(), json!(format!("{:016x}", message.id.0)));
     fields.insert("stored".to_owned(), json!(instant(message.store_time)));
+    if message.attempt > 0 {
+        fields.insert("attempt".to_owned(), json!(message.attempt));
+    }
     if let Some(born) = message.born_time {
         fields.insert("born".to_owned(), json!(instant(born)));
     }

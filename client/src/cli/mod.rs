@@ -2,7 +2,9 @@
 
 mod arguments;
 mod consume;
+mod consume_group;
 mod failure;
+mod group;
 mod produce;
 mod progress;
 mod start;
@@ -37,6 +39,7 @@ async fn execute(arguments: Arguments) -> Result<(), Failure> {
     let broker = arguments.broker;
     match arguments.command {
         Command::Topic(command) => topic::run(&broker, command).await,
+        Command::Group(command) => group::run(&broker, command).await,
         Command::Produce(options) => produce::run(&broker, options).await,
         Command::Consume(options) => consume::run(&broker, options).await,
         Command::Stats(options) => stats::run(&broker, options).await,
