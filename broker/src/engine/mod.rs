@@ -368,18 +368,16 @@ impl Engine {
     }
 
     pub fn unsubscribe(&mut self, owner: ReaderOwner, id: SubscriptionId) -> Result<(), Refusal> {
-        if let Some(left) = self.readers.unsubscribe(owner, id, &mut self.queues)? {
-            self.turn_left(&left);
-        }
+        let left = self.readers.unsubscribe(owner, id, &mut self.queues)?;
+        self.turns_left(left.as_slice());
         Ok(())
     }
 
     /// A connection is gone, and its subscriptions with it; its groups' members have the grace time from `now`, which is
     /// monotonic, to come back.
     pub fn detach(&mut self, owner: ReaderOwner, now: Nanos) {
-        for left in self.readers.detach(owner, &mut self.queues) {
-            self.turn_left(&left);
-        }
+        let left = self.readers.detach(owner, &mut self.queues);
+        self.turns_left(&left);
         if let Some(membership) = &mut self.membership {
             membership.detach(owner, now);
         }

@@ -172,16 +172,21 @@ impl Engine {
         self.hand_on(share);
     }
 
-    /// A member's subscription is gone.
-    pub(in crate::engine) fn turn_left(&mut self, left: &TurnLeft) {
-        let share = Share { group: left.group, queue: left.queue };
-        let Some(holding) = self.holders.get_mut(share) else { return };
-        holding.waiting.retain(|&(_, reader)| reader != left.key);
-        if holding.active.is_some_and(|active| active.reader == left.key) {
-            self.holders.take_active(share);
-            self.count_attempt(share, left.delivered_end);
+    /// Subscriptions of members are gone. All are out before it is anybody's turn: the next may be among them, where one
+    /// connection speaks for several members.
+    pub(in crate::engine) fn turns_left(&mut self, gone: &[TurnLeft]) {
+        for left in gone {
+            let share = Share { group: left.group, queue: left.queue };
+            let Some(holding) = self.holders.get_mut(share) else { continue };
+            holding.waiting.retain(|&(_, reader)| reader != left.key);
+            if holding.active.is_some_and(|active| active.reader == left.key) {
+                self.holders.take_active(share);
+                self.count_attempt(share, left.delivered_end);
+            }
         }
-        self.hand_on(share);
+        for left in gone {
+            self.hand_on(Share { group: left.group, queue: left.queue });
+        }
     }
 
     /// Ends drains that took too long.

@@ -228,6 +228,32 @@ fn who_gives_a_revoked_queue_up_ends_the_drain() {
     }
 }
 
+/// The turn of the one that waits came when the other was found gone: the broker panicked over a subscription that had ended too.
+#[test]
+fn a_connection_that_ends_hands_no_queue_to_another_member_of_its_own() {
+    let mut turns = Turns::new(1);
+    turns.store(4);
+    let owner = ReaderOwner(7);
+    let mut subscribe = |member| {
+        let member = MemberId(member);
+        let began = turns.bench.engine.subscribe_group(owner, GROUP, member, TOPIC, QueueId(0), turns.credit);
+        began.expect("the group consumes the queue").0
+    };
+    let (b, a) = (subscribe(B), subscribe(A));
+    turns.subscriptions.extend([(A, a), (B, b)]);
+    turns.assign(A);
+    while let Some(delivery) = turns.bench.engine.next_delivery() {
+        assert!(matches!(delivery, Delivery::Batch { .. }));
+        turns.bench.engine.delivered(a);
+    }
+    turns.assign(B);
+    turns.bench.engine.detach(owner, turns.clock);
+    assert_eq!(turns.serve(), []);
+    assert_eq!(turns.bench.engine.counts().subscriptions, 0);
+    turns.subscribe(B);
+    assert_eq!(turns.serve(), batches(B, 0..4, 2));
+}
+
 #[test]
 fn the_revocation_follows_the_last_batch() {
     let mut turns = Turns::new(1);
