@@ -185,7 +185,9 @@ impl<M> MemberCore<M> {
         self.connected.remove(&shard);
         if shard == self.options.home {
             match self.membership.standing {
-                Standing::Joining | Standing::Joined | Standing::Leaving => self.membership.standing = Standing::Out,
+                Standing::Joining | Standing::Joined => self.membership.standing = Standing::Out,
+                // It has left, or its grace time will say so; joining again to make sure would stir the group up.
+                Standing::Leaving => self.membership.standing = Standing::Gone,
                 Standing::Out | Standing::Gone => {}
             }
         }
@@ -414,8 +416,9 @@ impl<M> MemberCore<M> {
         if self.membership.standing != Standing::Out || !self.connected.contains(&self.options.home) {
             return;
         }
-        if self.is_closing && self.claims.is_empty() {
-            return self.leave_if_settled();
+        if self.is_closing && self.membership.member.is_none() {
+            self.membership.standing = Standing::Gone;
+            return;
         }
         self.membership.standing = Standing::Joining;
         self.actions.push_back(Action::Join(self.options.home));
@@ -437,14 +440,15 @@ impl<M> MemberCore<M> {
         if !self.is_closing || !self.claims.is_empty() {
             return;
         }
-        let is_here = self.connected.contains(&self.options.home);
         match (self.membership.standing, self.membership.member) {
-            // Out of the home's reach it leaves as soon as it can be heard: nobody need wait for its grace time then.
-            (Standing::Joined | Standing::Out, Some(member)) if is_here => {
+            (Standing::Joined, Some(member)) => {
                 self.membership.standing = Standing::Leaving;
                 let leave = LeaveGroup { group: self.options.group, member };
                 self.actions.push_back(Action::Leave(self.options.home, leave));
             }
+            // Out of the home's reach, it joins once more as soon as it can be heard, and leaves then: only who is there can leave, and
+            // nobody need wait for its grace time.
+            (Standing::Out, Some(_)) => self.join(),
             (Standing::Out, None) => self.membership.standing = Standing::Gone,
             _ => {}
         }

@@ -27,9 +27,10 @@ impl World {
                 _ => self.send(client, HOME, Sent::Heartbeat(Err(refusal(ErrorCode::UnknownMember)))),
             },
             Action::Leave(..) => {
-                self.joined.remove(&client);
+                if !self.lost.contains(&client) && self.joined.remove(&client).is_some() {
+                    self.assign(self.next_message);
+                }
                 self.send(client, HOME, Sent::Left);
-                self.assign(self.next_message);
             }
             Action::Subscribe(shard, ticket, _) if is_busy => {
                 self.send(client, shard, Sent::Subscribed(ticket, Err(busy)));
@@ -83,6 +84,7 @@ impl World {
     }
 
     pub(super) fn join(&mut self, client: usize) {
+        self.lost.remove(&client);
         let next = MemberId(self.epoch << 32 | self.number());
         let (member, _) = self.joined.entry(client).or_insert((next, BTreeSet::new()));
         let answer = JoinGroupAnswer {

@@ -55,6 +55,8 @@ struct Member {
     /// Shards that it wants a connection to.
     wanted: BTreeSet<ShardId>,
     hands: Vec<(Token, u64)>,
+    /// Its leave was on a connection that was lost.
+    lost_leave: bool,
     /// By queue, since it last lost it: the last message that it was handed.
     had: BTreeMap<QueueId, u64>,
     /// By queue, how often the group was set back since then.
@@ -95,6 +97,8 @@ pub struct World {
     queues: Vec<Queue>,
     /// At home: number and queues by client, while its grace lasts.
     joined: BTreeMap<usize, (MemberId, BTreeSet<QueueId>)>,
+    /// Of them, those whose connection is lost.
+    lost: BTreeSet<usize>,
     number: u64,
     epoch: u64,
     next_id: u64,
@@ -111,6 +115,7 @@ impl World {
             members: (0..members).map(member).collect(),
             queues: (0..QUEUES).map(|_| Queue::default()).collect(),
             joined: BTreeMap::new(),
+            lost: BTreeSet::new(),
             number: 0,
             epoch: 1,
             next_id: 1,
@@ -140,8 +145,11 @@ impl World {
     }
 
     pub fn disconnect(&mut self, client: usize, shard: ShardId) {
-        if self.members[client].connections.remove(&shard).is_none() {
-            return;
+        let Some(connection) = self.members[client].connections.remove(&shard) else { return };
+        let leaves = |action: &Action| matches!(action, Action::Leave(..));
+        self.members[client].lost_leave |= connection.to_broker.iter().any(leaves);
+        if shard == HOME {
+            self.lost.insert(client);
         }
         for queue in (0..QUEUES).map(QueueId).filter(|&queue| owner(queue) == shard) {
             let member = &mut self.members[client];
@@ -161,7 +169,7 @@ impl World {
 
     /// The home does not wait for a member any longer.
     pub fn end_grace(&mut self, client: usize) {
-        if !self.members[client].connections.contains_key(&HOME) && self.joined.remove(&client).is_some() {
+        if self.lost.contains(&client) && self.joined.remove(&client).is_some() {
             self.assign(client as u64);
         }
     }
@@ -347,7 +355,8 @@ impl World {
         (0..self.members.len()).for_each(|client| self.close(client));
         self.come_to_rest(|world| world.members.iter().all(|member| member.core.is_over()));
         for client in 0..self.members.len() {
-            assert!(!self.joined.contains_key(&client), "{client} left and is still there");
+            let is_gone = self.members[client].lost_leave || !self.joined.contains_key(&client);
+            assert!(is_gone, "{client} left and is still there");
         }
         assert!(self.queues.iter().all(|queue| queue.subscriptions.is_empty()), "a subscription is left over");
         assert!(self.members.iter().all(|member| member.core.failure().is_none()));
@@ -356,6 +365,9 @@ impl World {
     fn come_to_rest(&mut self, is_done: impl Fn(&Self) -> bool) {
         for round in 0..300 {
             for client in 0..self.members.len() {
+                if self.members[client].core.is_over() {
+                    self.end_grace(client);
+                }
                 for shard in (0..SHARDS).map(ShardId) {
                     self.connect(client, shard);
                     self.process(client, shard, usize::MAX);
@@ -441,7 +453,7 @@ impl World {
 fn member(number: usize) -> Member {
     let (core, connections, wanted) = (new_core(number), BTreeMap::new(), BTreeSet::new());
     let (hands, had, set_back) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-    Member { core, connections, wanted, hands, had, set_back }
+    Member { core, connections, wanted, hands, lost_leave: false, had, set_back }
 }
 
 /// A member that has not joined yet.
