@@ -133,12 +133,13 @@ impl<M> Claim<M> {
         let bytes = u64::from(head.payload_length);
         open.messages -= (head.end_offset() - head.first_wanted) as i64;
         open.bytes -= bytes as i64;
-        if open.is_revoked {
-            return None;
+        let joins_on = self.window.as_ref().is_some_and(|window| window.takes(head.first_wanted));
+        if open.is_revoked && !joins_on {
+            return None; // it comes behind what was given up
         }
         let is_first = !std::mem::replace(&mut open.has_delivered, true);
         open.delivered = head.end_offset();
-        if is_first || self.window.as_ref().is_none_or(|window| !window.takes(head.first_wanted)) {
+        if is_first || !joins_on {
             // The place where it became this member's may be another than when it subscribed.
             self.go_on_at(ticket, head.first_wanted);
         }
@@ -209,6 +210,11 @@ impl<M> Claim<M> {
             }
             _ => AckOutcome::Lost,
         }
+    }
+
+    /// Something is done that the broker does not know of.
+    pub fn owes_ack(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| window.to_ack(QueueOffset(u64::MAX)).is_some())
     }
 
     /// Everything that can be acknowledged is, the application holds nothing, and no answer is missing.

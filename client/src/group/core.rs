@@ -361,6 +361,9 @@ impl<M> MemberCore<M> {
 
     /// The next message for the application, in order within each queue; none of the queues that are to be skipped.
     pub fn next_message(&mut self, skip: impl Fn(QueueKey) -> bool) -> Option<(Token, M)> {
+        if self.is_closing {
+            return None;
+        }
         for _ in 0..self.ready.len() {
             let key = self.ready.pop_front()?;
             let Some(claim) = self.claims.get_mut(&key).filter(|claim| claim.has_line()) else {

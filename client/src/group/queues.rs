@@ -15,13 +15,15 @@ impl<M> MemberCore<M> {
     pub(super) fn settle(&mut self, key: QueueKey, now: Nanos) {
         let share = self.share();
         let Some(claim) = self.claims.get_mut(&key) else { return };
-        let is_wanted = claim.is_assigned && !self.is_closing && !matches!(self.membership.standing, Standing::Gone);
+        // A member that closes still wants what it takes to acknowledge what is done.
+        let goes_on = self.membership.standing != Standing::Gone && (!self.is_closing || claim.owes_ack());
+        let is_wanted = claim.is_assigned && goes_on;
         let is_revoked = matches!(&claim.slot, Slot::Open(open) if open.is_revoked);
         if !is_wanted || is_revoked {
             claim.drop_line();
         }
         match &claim.slot {
-            Slot::Idle if !is_wanted && self.awaits_assignment && !self.is_closing => return,
+            Slot::Idle if !is_wanted && self.awaits_assignment && goes_on => return,
             Slot::Idle if !is_wanted => {
                 self.claims.remove(&key);
                 self.leave_if_settled();

@@ -240,6 +240,38 @@ fn a_restarted_broker_finds_its_member_with_what_it_holds() {
     assert_eq!(it.acks(), [1]);
 }
 
+/// What was done before the connection was lost was delivered again after the consumer had been closed.
+#[test]
+fn closing_acknowledges_what_was_done_before_the_broker_was_killed() {
+    let mut it = Alone::joined(1);
+    it.assign(1, &[0, 2]);
+    it.core.ended(Ticket(2), refusal(ErrorCode::NotHolder), it.now);
+    let ticket = it.subscribe(0);
+    it.deliver(ticket, 0, 5);
+    for _ in 0..3 {
+        let token = it.take().expect("a message");
+        it.core.done(&token, it.now);
+    }
+    assert_eq!(it.acks(), [1], "one is on its way");
+    for shard in [HOME, ShardId(1)] {
+        it.core.disconnected(shard, it.now);
+    }
+    it.core.close(it.now);
+    it.core.connected(HOME, it.now);
+    it.join_as(2);
+    assert!(it.actions().is_empty(), "which queues it has is not known yet");
+    it.assign(1, &[0, 2]);
+    let ticket = it.subscribe(0);
+    it.deliver(ticket, 0, 5);
+    assert_eq!((it.take(), it.acks()), (None, vec![3]), "nothing is handed out any more");
+    it.answer_ack(ticket, 3);
+    assert_eq!(it.actions(), [Action::Unsubscribe(HOME, ticket, SubscriptionId(ticket.0))]);
+    it.core.unsubscribed(ticket, it.now);
+    assert!(matches!(it.actions()[..], [Action::Leave(..)]));
+    it.core.left();
+    assert!(it.core.is_over());
+}
+
 #[test]
 fn a_lost_queue_s_messages_mean_nothing_any_more() {
     let mut it = Alone::joined(1);
