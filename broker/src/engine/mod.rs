@@ -49,6 +49,7 @@ pub use catalogue::{
     CatalogueChangeError, CatalogueDecision, CatalogueId, CatalogueSnapshot, CatalogueState, ObjectId, Topic,
     TopicState,
 };
+pub use group::PlantedInGroups;
 pub use group::{
     AckChecked, AckDecision, Group, GroupAck, GroupPlace, GroupStart, GroupState, LagRow, OffsetEntry, OffsetsError,
 };

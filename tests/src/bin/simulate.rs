@@ -6,8 +6,7 @@ use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use peregrine_broker::log::fault::Planted;
-use peregrine_tests::simulator::{self, Statistics};
+use peregrine_tests::simulator::{self, Fault, Statistics};
 
 const USAGE: &str = "usage: scripts/simulate --seeds FROM..TO [--fault NAME] [--verbose]
   FROM..TO   without TO; FROM..=TO with it; one number is that seed alone
@@ -16,7 +15,7 @@ const USAGE: &str = "usage: scripts/simulate --seeds FROM..TO [--fault NAME] [--
 struct Arguments {
     from: u64,
     to: u64,
-    planted: Option<Planted>,
+    planted: Option<Fault>,
     verbose: bool,
 }
 
@@ -24,7 +23,7 @@ fn main() -> ExitCode {
     let arguments = match parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
         Err(sentence) => {
-            let faults: Vec<&str> = Planted::ALL.iter().map(|planted| planted.word()).collect();
+            let faults: Vec<&str> = Fault::all().map(Fault::word).collect();
             eprintln!("{sentence}\n{USAGE}{}", faults.join(", "));
             return ExitCode::from(2);
         }
@@ -69,7 +68,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             }
             "--fault" => {
                 let name = words.next().ok_or("--fault wants a name")?;
-                let planted = Planted::ALL.into_iter().find(|planted| planted.word() == name);
+                let planted = Fault::all().find(|planted| planted.word() == name);
                 arguments.planted = Some(planted.ok_or(format!("there is no fault {name:?}"))?);
             }
             "--verbose" => arguments.verbose = true,

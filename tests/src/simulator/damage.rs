@@ -36,6 +36,7 @@ impl Simulation {
         // Whoever relied on the entry was told by the operator.
         self.readers.clear();
         self.producers.clear();
+        self.consumers.forget();
         self.live_undisturbed(|_, _| Ok(()))?;
         self.accepts_loss = false;
         let mut states = Vec::new();

@@ -26,6 +26,7 @@ impl Simulation {
         }
         let digests =
             |process: &Process| -> Vec<u64> { process.shards.iter().map(|shard| shard.engine.digest()).collect() };
+        self.consumers.retire();
         let mut produced = Vec::new();
         self.live_undisturbed(|simulation, process| {
             simulation.settle(process)?;
@@ -69,6 +70,7 @@ impl Simulation {
             }
             promise!(self.machine.now() < until, "producers wait for answers that do not come");
         }
+        self.groups_consume_everything(process)?;
         self.read_everything(process)
     }
 

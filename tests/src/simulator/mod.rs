@@ -6,7 +6,7 @@
 //!     lives:  start ─► Process { Shard { Log, Engine } … } ─► crash, clean stop, or poison
 //!                │             ▲ produce, read, create, delete
 //!     Incident ──┤             │     between lives: tampered rings, bad identities, a log that is gone
-//!                ▼             │
+//!                ▼             ├ Members of groups, by way of a Wire: see `group`
 //!             Ledger per shard ┴ Producers, Readers (outlive the process)
 //!     finale: a start without disturbance, everything read, restarted twice, compared
 //! ```
@@ -17,7 +17,9 @@
 mod catalogue;
 mod configuration;
 mod damage;
+mod fault;
 mod finale;
+mod group;
 mod incident;
 mod ledger;
 mod process;
@@ -31,8 +33,7 @@ mod work;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use peregrine_broker::log::fault::Planted;
-
+pub use fault::Fault;
 pub use statistics::Statistics;
 pub use violation::Violation;
 
@@ -46,7 +47,7 @@ pub struct Outcome {
 }
 
 /// Runs one seed to its end or to its first violation. A panic of the broker's code is one.
-pub fn run(seed: u64, planted: Option<Planted>, verbose: bool) -> Outcome {
+pub fn run(seed: u64, planted: Option<Fault>, verbose: bool) -> Outcome {
     let mut simulation = simulation::Simulation::new(seed, planted, verbose);
     let violation = match catch_unwind(AssertUnwindSafe(|| simulation.run())) {
         Ok(result) => result.err(),

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use peregrine_broker::engine::{Acknowledgements, Engine, EngineOptions, StoredBatch};
+use peregrine_broker::engine::{Acknowledgements, Engine, EngineOptions, ReaderOwner, StoredBatch};
 use peregrine_broker::log::damage::Extent;
 use peregrine_broker::log::disk::simulated::{Machine, Random, SimulatedDisk, SimulatedRings, Tasks};
 use peregrine_broker::log::{
@@ -17,6 +17,7 @@ use peregrine_protocol::entry::{Entry, EntryDraft, EntryHeader, EntrySeal};
 use peregrine_protocol::ids::{LogPosition, Nanos, SubscriptionId};
 use peregrine_protocol::limits::ENTRY_HEADER_LEN;
 
+use super::group::PlaceWaiting;
 use super::ledger::{BatchMark, Ledger};
 use super::violation::{Violation, promise};
 
@@ -28,11 +29,12 @@ const LARGE: usize = 16 << 10;
 pub enum Waiting {
     Batch { producer: usize, mark: BatchMark, stored: StoredBatch },
     Change { position: LogPosition },
+    Place(PlaceWaiting),
 }
 
 /// Bytes that a delivery waits for, and what came.
 pub struct ColdRead {
-    pub reader: usize,
+    pub owner: ReaderOwner,
     pub subscription: SubscriptionId,
     pub batch: peregrine_broker::engine::BatchPlace,
     pub bytes: Result<DiskBytes<SimulatedDisk>, ReadError>,

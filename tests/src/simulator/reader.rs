@@ -141,7 +141,7 @@ impl Reader {
 }
 
 /// Every message up to its end has reached the level asked for; those before were checked when they were seen.
-fn check_visible(header: &EntryHeader, ledger: &Ledger) -> Result<(), Violation> {
+pub fn check_visible(header: &EntryHeader, ledger: &Ledger) -> Result<(), Violation> {
     let memory = header.flags.level() == Some(DurableLevel::Memory);
     let reached = if memory { ledger.published() } else { ledger.durable() };
     promise!(

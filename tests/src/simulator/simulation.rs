@@ -5,12 +5,14 @@ use std::collections::BTreeSet;
 use peregrine_broker::engine::EngineOptions;
 use peregrine_broker::log::damage::Damage;
 use peregrine_broker::log::disk::simulated::{Conditions, Crash, Machine, Random};
-use peregrine_broker::log::fault::{Faults, Planted, RecoveryStep};
+use peregrine_broker::log::fault::{Faults, RecoveryStep};
 use peregrine_broker::log::{LogOptions, StartError};
 use peregrine_protocol::ids::{Epoch, LogPosition, Nanos, ShardId};
 
 use super::catalogue::KnownCatalogue;
 use super::configuration::Configuration;
+use super::fault::Fault;
+use super::group::{Consumers, GroupSettings};
 use super::incident::Incident;
 use super::ledger::{BatchMark, Ledger};
 use super::process::{Found, Shard};
@@ -48,6 +50,8 @@ pub struct Simulation {
     pub(super) producers: Vec<Producer>,
     pub(super) readers: Vec<Reader>,
     pub(super) catalogue: KnownCatalogue,
+    pub(super) consumers: Consumers,
+    pub(super) fault: Option<Fault>,
     /// Batches that were acknowledged and that a power cut took.
     pub(super) taken: BTreeSet<BatchMark>,
     /// Payload CRCs in use, and the number of the next batch.
@@ -75,9 +79,10 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    pub fn new(seed: u64, planted: Option<Planted>, verbose: bool) -> Self {
+    pub fn new(seed: u64, planted: Option<Fault>, verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let configuration = Configuration::random(&mut random, planted);
+        let configuration = Configuration::random(&mut random, planted.and_then(Fault::in_log));
+        let settings = GroupSettings::random(&mut random.fork());
         let shards = usize::from(configuration.shards);
         let machine = Machine::new(random.next_u64(), shards, configuration.conditions);
         machine.set_verbose(verbose);
@@ -90,6 +95,8 @@ impl Simulation {
             producers: Vec::new(),
             readers: Vec::new(),
             catalogue: KnownCatalogue::default(),
+            consumers: Consumers::new(settings),
+            fault: planted,
             taken: BTreeSet::new(),
             marks: BTreeSet::new(),
             next_number: 1,
@@ -182,6 +189,7 @@ impl Simulation {
         }
         self.producers.iter_mut().for_each(Producer::disconnected);
         self.readers.iter_mut().for_each(Reader::disconnected);
+        self.consumers.process_ended();
         match self.machine.take_breaches().first() {
             Some(breach) => Err(Violation(format!("{breach:?}"))),
             None => Ok(()),
@@ -278,6 +286,12 @@ impl Simulation {
         if let (Some(home), Some(highest)) = (process.shards.first_mut(), highest) {
             home.engine.raise_id(highest);
             self.catalogue.recovered(&home.engine)?;
+            self.consumers.recovered(&home.engine)?;
+        }
+        for (shard, started) in (0..).zip(&mut process.shards) {
+            self.consumers.check_places(usize::from(shard), &started.engine)?;
+            started.engine.plant(self.fault.and_then(Fault::in_groups));
+            self.start_groups(shard, started);
         }
         self.is_up = true;
         Ok(Some(process))
@@ -288,6 +302,7 @@ impl Simulation {
         found.check_report()?;
         let ledger = &mut self.ledgers[usize::from(shard)];
         let taken = ledger.recovered(&found.entries, started.log.published(), started.log.durable())?;
+        self.consumers.log_recovered(usize::from(shard), ledger);
         self.machine.note(&("started", shard, found.entries.len(), started.log.durable(), taken.records.len()));
         self.statistics.taken_back += taken.records.len() as u64;
         self.statistics.adopted += u64::from(taken.adopted);

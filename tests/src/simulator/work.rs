@@ -10,6 +10,7 @@ use peregrine_broker::log::AppendRefused;
 use peregrine_protocol::entry::entry_len;
 use peregrine_protocol::ids::{DurableLevel, Nanos, ProducerId, QueueId, SubscriptionId, TopicId};
 
+use super::group::Consumers;
 use super::process::{Append, ColdRead, Shard, Waiting};
 use super::producer::Producer;
 use super::reader::Reader;
@@ -39,6 +40,9 @@ impl Simulation {
     }
 
     fn act(&mut self, process: &mut Process) -> Result<(), Violation> {
+        if self.random.one_in(self.consumers.settings.one_in) {
+            return self.act_on_groups(process);
+        }
         match self.random.below(100) {
             0..45 => self.produce_some(process),
             45..72 => {
@@ -63,8 +67,10 @@ impl Simulation {
     pub(super) fn pass_time(&mut self, process: &mut Process, target: u64) -> Result<(), Violation> {
         loop {
             let now = self.machine.now();
-            let deadlines = process.shards.iter().filter_map(|shard| shard.log.next_deadline());
-            let until = deadlines.map(|deadline| deadline.0).filter(|deadline| *deadline > now).min();
+            let of_logs = process.shards.iter().filter_map(|shard| shard.log.next_deadline());
+            let of_groups = process.shards.iter().filter_map(|shard| shard.engine.next_group_deadline());
+            let deadlines = of_logs.chain(of_groups).map(|deadline| deadline.0).chain(self.consumers.next_due());
+            let until = deadlines.filter(|deadline| *deadline > now).min();
             let until = until.unwrap_or(target).min(target);
             let completed = self.machine.advance(until);
             self.turn(process)?;
@@ -90,20 +96,25 @@ impl Simulation {
             while let Some(read) = process.shards[shard].cold_reads.poll(&mut self.random) {
                 self.statistics.read_from_disk += 1;
                 let bytes = read.bytes.map_err(|error| Violation(format!("a read of the log failed: {error}")))?;
-                let ColdRead { reader, subscription, batch, .. } = read;
-                self.deliver(&mut process.shards[shard], shard, (reader, subscription), &batch, &bytes)?;
+                let ColdRead { owner, subscription, batch, .. } = read;
+                self.deliver(&mut process.shards[shard], shard, (owner, subscription), &batch, &bytes)?;
             }
-            self.deliver_all(process, shard)?;
         }
+        self.catalogue_takes_effect(process)?;
+        self.serve_groups(process)?;
+        self.catalogue_takes_effect(process)?;
+        (0..process.shards.len()).try_for_each(|shard| self.deliver_all(process, shard))
+    }
+
+    /// What is durable of the catalogue counts, and the other shards hear of it by and by.
+    fn catalogue_takes_effect(&mut self, process: &mut Process) -> Result<(), Violation> {
         while let Some(state) = process.shards[0].engine.next_catalogue_effect() {
             self.machine.note(&("takes effect", format!("{state:?}")));
             if let CatalogueState::Topic(state) = &state {
                 self.statistics.deleted += u64::from(matches!(state, TopicState::Deleted(_)));
                 self.catalogue.effect(state)?;
             }
-            for shard in &mut process.shards[1..] {
-                shard.engine.catalogue_changed(&state);
-            }
+            self.tell_others(process, &state)?;
         }
         Ok(())
     }
@@ -132,6 +143,7 @@ impl Simulation {
                 );
                 self.producers[*producer].acknowledged(*mark, stored)
             }
+            Waiting::Place(waiting) => self.place_is_safe(shard, waiting),
             Waiting::Change { position } => self.ledgers[shard].acknowledged(*position, DurableLevel::Synced).map(drop),
         }
     }
@@ -178,8 +190,9 @@ impl Simulation {
             return Ok(false);
         };
         let (wall, now) = (self.wall(), self.now());
+        let decided = self.asking(process, index, |engine| engine.decide_produce(&offer, wall));
         let shard = &mut process.shards[index];
-        let stored = match shard.engine.decide_produce(&offer, wall) {
+        let stored = match decided {
             Ok(ProduceDecision::Duplicate(stored)) => {
                 self.statistics.duplicates += 1;
                 stored
@@ -211,7 +224,7 @@ impl Simulation {
         Ok(true)
     }
 
-    fn not_appended(&mut self, refused: AppendRefused) -> Result<(), Violation> {
+    pub(super) fn not_appended(&mut self, refused: AppendRefused) -> Result<(), Violation> {
         self.statistics.refused += 1;
         let expected = match refused {
             AppendRefused::NoRoom | AppendRefused::Poisoned => true,
@@ -306,9 +319,11 @@ impl Simulation {
             return Ok(());
         };
         let credit = Credit { messages: self.random.between(1, 200), bytes: self.random.between(1_000, 1_000_000) };
-        let (reader, engine) = (&mut self.readers[index], &mut process.shards[shard].engine);
-        let start = reader.start();
-        match engine.subscribe(ReaderOwner(index as u64), topic, queue, start, credit) {
+        let start = self.readers[index].start();
+        let owner = ReaderOwner(index as u64);
+        let subscribed = self.asking(process, shard, |engine| engine.subscribe(owner, topic, queue, start, credit));
+        let reader = &mut self.readers[index];
+        match subscribed {
             Ok((id, place)) => reader.subscribed(id, place.epoch, place.offset, &self.ledgers[shard]),
             Err(refusal) => {
                 self.statistics.truncated += u64::from(matches!(refusal, Refusal::Truncated { .. }));
@@ -337,17 +352,23 @@ impl Simulation {
         let shard = &mut process.shards[index];
         while let Some(delivery) = shard.engine.next_delivery() {
             match delivery {
+                Delivery::Ended { owner, .. } | Delivery::Revoked { owner, .. } if Consumers::is_member(owner) => {
+                    self.turn_is_over(index, delivery)?;
+                }
                 Delivery::Ended { owner, .. } => self.readers[owner.0 as usize].ended = true,
                 Delivery::Revoked { .. } => unreachable!("readers are in no group"),
                 Delivery::Batch { owner, subscription, batch } => {
-                    let (reader, len) = (owner.0 as usize, entry_len(batch.length) as usize);
+                    if Consumers::is_member(owner) {
+                        self.handed_to_member(index, subscription, &batch)?;
+                    }
+                    let len = entry_len(batch.length) as usize;
                     if let Some(bytes) = shard.log.read_ring(batch.position, len) {
                         let bytes: Rc<[u8]> = bytes.into();
-                        self.deliver(shard, index, (reader, subscription), &batch, &bytes)?;
+                        self.deliver(shard, index, (owner, subscription), &batch, &bytes)?;
                         continue;
                     }
                     let read = shard.log.read_disk(batch.position, len);
-                    shard.cold_reads.spawn(async move { ColdRead { reader, subscription, batch, bytes: read.await } });
+                    shard.cold_reads.spawn(async move { ColdRead { owner, subscription, batch, bytes: read.await } });
                 }
             }
         }
@@ -358,11 +379,16 @@ impl Simulation {
         &mut self,
         shard: &mut Shard,
         index: usize,
-        (reader, subscription): (usize, SubscriptionId),
+        (owner, subscription): (ReaderOwner, SubscriptionId),
         batch: &BatchPlace,
         bytes: &[u8],
     ) -> Result<(), Violation> {
         let header = shard.check_entry(bytes, batch.position)?;
+        if Consumers::is_member(owner) {
+            self.deliver_to_member((shard, index), (owner, subscription), batch, &header);
+            return Ok(());
+        }
+        let reader = owner.0 as usize;
         self.statistics.seen += 1;
         self.machine.note(&("seen", index, reader, batch.position, header.base_offset));
         let reader = &mut self.readers[reader];

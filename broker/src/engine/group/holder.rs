@@ -16,6 +16,7 @@ use peregrine_protocol::ids::{GroupId, MemberId, Nanos, QueueId, QueueOffset, To
 use rustc_hash::FxHashMap;
 
 use super::attempts::Attempts;
+use super::fault::PlantedInGroups;
 use crate::engine::queue::QueueKey;
 use crate::engine::reader::ReaderKey;
 
@@ -75,6 +76,7 @@ pub struct Holders {
     drains: BTreeSet<(Nanos, Share)>,
     /// Queues in which a group began and has no place in the log.
     begun: VecDeque<Share>,
+    pub planted: Option<PlantedInGroups>,
 }
 
 impl Holders {
@@ -106,7 +108,7 @@ impl Holders {
         holders: &BTreeMap<QueueKey, MemberId>,
     ) -> Option<Vec<Share>> {
         let newest = self.numbers.entry(group).or_default();
-        if number <= *newest {
+        if number <= *newest && self.planted != Some(PlantedInGroups::TakeOlderAssignment) {
             return None;
         }
         *newest = number;
@@ -165,6 +167,7 @@ impl Holders {
     pub fn note_beginning(&mut self, share: Share, place: QueueOffset) {
         if let Some(holding) = self.holdings.get_mut(&share)
             && holding.began.is_none()
+            && self.planted != Some(PlantedInGroups::BeginAnew)
         {
             holding.began = Some(place);
             self.begun.push_back(share);

@@ -12,11 +12,13 @@
 //! - `assignment`: who is to hold which queue
 //! - `home`, `roster`, `joining`: who the members are, at the shard that sees them
 //! - `holder`, `turns`, `attempts`: whose turn it is with a queue, at the shard that owns it
+//! - `fault`: defects for the simulator to find
 
 mod assignment;
 mod attempts;
 mod change;
 mod commit;
+mod fault;
 mod holder;
 mod home;
 mod joining;
@@ -30,6 +32,7 @@ mod turns;
 pub use attempts::Attempts;
 pub use change::GroupChange;
 pub use commit::{AckDecision, GroupAck, GroupPlace};
+pub use fault::PlantedInGroups;
 pub use holder::Holders;
 pub use home::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use lag::LagRow;

@@ -19,6 +19,7 @@ use rustc_hash::FxHashSet;
 
 use super::attempts::Attempts;
 use super::commit::{GroupAck, GroupPlace, place_of};
+use super::fault::PlantedInGroups;
 use super::holder::{Active, Share};
 use super::offsets::{OffsetEntry, OffsetRow};
 use super::registry::GroupState;
@@ -191,6 +192,9 @@ impl Engine {
 
     /// Ends drains that took too long.
     pub(in crate::engine) fn end_drains(&mut self, now: Nanos) {
+        if self.holders.planted == Some(PlantedInGroups::DrainForever) {
+            return;
+        }
         while let Some(share) = self.holders.overdue(now) {
             self.end_turn(share, ErrorCode::NotHolder);
             self.hand_on(share);
@@ -235,7 +239,8 @@ impl Engine {
             if fenced.contains(&member) {
                 self.end_turn(share, ErrorCode::NotHolder);
             } else if holder != Some(member) && drained_by.is_none() {
-                if self.readers.delivered_end(reader) <= self.place_in(share) {
+                let undrained = self.holders.planted == Some(PlantedInGroups::HandOnUndrained);
+                if undrained || self.readers.delivered_end(reader) <= self.place_in(share) {
                     self.end_turn(share, ErrorCode::NotHolder);
                 } else {
                     self.holders.begin_drain(share, now + limits::GROUP_DRAIN.0);
@@ -256,6 +261,9 @@ impl Engine {
     /// What was handed out up to `delivered_end` and not acknowledged comes again.
     fn count_attempt(&mut self, share: Share, delivered_end: QueueOffset) {
         let place = self.place_in(share);
+        if self.holders.planted == Some(PlantedInGroups::ForgetAttempts) {
+            return;
+        }
         if let Some(holding) = self.holders.get_mut(share) {
             holding.attempts.add(place, delivered_end);
         }
