@@ -193,6 +193,8 @@ fn unsubscribe(executor: &Executor, shard: &Shard, asker: Asker, correlation: Co
         if let Some(peer) = executor.peers.get(peer) {
             peer.outlet().forget(shard.id, id);
         }
+        // It may be another member's turn now, who is served by the shard's task.
+        shard.work.raise();
         Ok(())
     });
     match ended {

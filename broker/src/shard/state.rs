@@ -359,6 +359,8 @@ impl Shard {
     /// peer; false where the topic was deleted meanwhile and the peer hears of that.
     pub fn end_damaged(&self, owner: PeerId, outlet: &Outlet, subscription: SubscriptionId) -> bool {
         outlet.forget(self.id, subscription);
+        // It may be another member's turn now, who is served by the shard's task.
+        self.work.raise();
         self.core.borrow_mut().engine.unsubscribe(ReaderOwner(owner.0), subscription).is_ok()
     }
 
