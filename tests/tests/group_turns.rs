@@ -1,4 +1,4 @@
-//! Queues of a group as a running broker hands them over.
+//! Queues of a group as a running broker hands them over, and places that find no room to move.
 
 // A test that unwraps fails where it should.
 #![allow(clippy::unwrap_used)]
@@ -6,13 +6,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{DurableLevel, GroupId, MemberId, QueueId, SubscriptionId, TopicId};
 use peregrine_protocol::message::consume::Mode;
 use peregrine_protocol::message::{
-    Answer, CreateGroup, GroupTopic, JoinGroup, Request, Start, Subscribe, Unsubscribe,
+    Answer, CreateGroup, GroupTopic, JoinGroup, Produce, ProduceHead, Request, ResetOffset, Start, Subscribe,
+    Unsubscribe,
 };
 use peregrine_tests::broker::Settings;
-use peregrine_tests::wire::{Heard, Wire, whole};
+use peregrine_tests::wire::{Heard, Wire, batch_of, produce_head, whole};
 
 const TOPIC: &str = "turns";
 const QUEUES: [QueueId; 2] = [QueueId(0), QueueId(1)];
@@ -127,4 +129,51 @@ fn a_queue_that_is_given_back_on_a_quiet_shard_reaches_the_next_member() {
     std::thread::sleep(Duration::from_millis(1500));
     first.wire.request(&Request::Unsubscribe(Unsubscribe { subscription }));
     second.delivered(BEFORE_THE_DRAIN_ENDS);
+}
+
+/// They came back over the mesh like batches, but were not held back like them: the 513th ended the broker with a panic.
+#[test]
+fn what_moves_places_and_finds_no_room_on_another_executor_is_answered() {
+    const RESETS: usize = 1500;
+    /// Some find the last room, and wait for a flush that never ends.
+    const BUSY: usize = 1000;
+    let mut broker = Settings::default().shards(2).ring_bytes(1 << 20).start();
+    let (topic, group) = prepare(&mut Wire::open(broker.address()));
+    assert!(broker.terminate().success());
+    broker.set_arguments(&["--test-fault=hold-flushes"]);
+    broker.start_again();
+    let mut producer = Wire::open(broker.address());
+    for queue in QUEUES {
+        for size in [32 << 10, 1] {
+            while stores(&mut producer, topic, queue, &vec![b'x'; size]) {}
+        }
+    }
+    // One of the queues lies on another executor than the connection.
+    let mut wire = Wire::open(broker.address());
+    for queue in QUEUES {
+        let reset = ResetOffset { group, topic, queue, start: Start::Latest };
+        for _ in 0..RESETS {
+            wire.request(&Request::ResetOffset(reset));
+        }
+        for _ in 0..BUSY {
+            assert_eq!(wire.hear_error(WITHIN), Some(ErrorCode::Busy as u16));
+        }
+    }
+    wire.request(&Request::Ping);
+    let alive = |wire: &mut Wire| match wire.hear(WITHIN) {
+        Heard::Frame(bytes) => matches!(Answer::decode(&whole(&bytes)), Ok(Answer::Ping)),
+        gone => panic!("{gone:?}"),
+    };
+    while !alive(&mut wire) {}
+}
+
+/// Whether the broker takes one more message.
+fn stores(producer: &mut Wire, topic: TopicId, queue: QueueId, body: &[u8]) -> bool {
+    let payload = batch_of(body);
+    let head = ProduceHead { queue, ..produce_head(topic, DurableLevel::Memory, &payload) };
+    producer.ask(&Request::Produce(Produce { head, payload: &payload }), |answer| match answer {
+        Answer::Produce(_) => true,
+        Answer::Error(error) if error.code == ErrorCode::Busy as u16 => false,
+        other => panic!("{other:?}"),
+    })
 }

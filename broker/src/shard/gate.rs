@@ -1,5 +1,5 @@
 //! Batches for a shard of another executor that had no room for them. They wait here, where they came from, and hold no credit, so
-//! that everything else for that shard goes on.
+//! that everything else for that shard goes on. What moves a group's place takes room too, and counts as a batch.
 //!
 //! ```text
 //!            a batch comes back            the shard has room           all are sent again

@@ -179,9 +179,9 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
     }
 }
 
-/// Whether it is a batch to be stored: what may have to wait for room.
+/// Whether it is a batch to be stored, or moves a group's place: what may have to wait for room.
 pub fn is_batch(frame: &Frame<'_>) -> bool {
-    frame.head.kind == Kind::Produce as u8
+    [Kind::Produce, Kind::Ack, Kind::ResetOffset].iter().any(|&kind| frame.head.kind == kind as u8)
 }
 
 /// Whether a payload of so many bytes is handled in steps.

@@ -9,7 +9,7 @@
 //! All changes are made by short calls that end before anything is awaited, so that what one call sees another has finished.
 
 use crate::engine::{
-    Acknowledgements, BatchPlace, CatalogueId, CatalogueState, Delivery, Engine, ReaderOwner, TopicState,
+    Acknowledgements, BatchPlace, CatalogueId, CatalogueState, Delivery, Engine, OffsetEntry, ReaderOwner, TopicState,
 };
 use crate::limits::{ACKNOWLEDGEMENTS_PER_SHARD, COLD_READ};
 use crate::log::disk::tmpfs::TmpfsRings;
@@ -421,9 +421,10 @@ impl Shard {
         self.room_waiters.called(deadline).await
     }
 
-    /// Whether a batch of so many bytes need not wait; true also where it would be refused.
+    /// Whether a batch of so many bytes, or an entry that moves a place, need not wait; true also where it would be refused.
     pub fn has_room_for(&self, payload: usize) -> bool {
         let core = self.core.borrow();
+        let payload = payload.max(OffsetEntry::PAYLOAD);
         let admits = |log: &ShardLog| log.admit(EntryKind::Batch, entry_len(payload as u32), is_large(payload));
         Self::has_place_to_wait(&core) && core.log.get().map(admits) != Some(Err(AppendRefused::NoRoom))
     }

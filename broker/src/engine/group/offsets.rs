@@ -67,6 +67,11 @@ pub enum OffsetsError {
     Order,
 }
 
+impl OffsetEntry {
+    /// Bytes of its payload.
+    pub const PAYLOAD: usize = ONE;
+}
+
 impl OffsetRow {
     /// The entry of this row alone.
     pub fn entry(&self, level: DurableLevel, store_time: Nanos) -> OffsetEntry {
