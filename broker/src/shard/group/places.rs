@@ -59,6 +59,8 @@ pub fn ack(
         Err(refusal) => Err(refusal),
     };
     let (end, level) = match decided {
+        // As many may say the same again as wait for anything else.
+        Ok(AckDecision::Done { .. }) if !Shard::has_place_to_wait(core) => return Err(Wait::Room(shard.id)),
         Ok(AckDecision::Done { end, level, .. }) => (end, level),
         Ok(AckDecision::Append(entry)) => match append(core, &entry) {
             Ok(end) => (end, entry.level),
