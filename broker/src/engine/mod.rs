@@ -289,8 +289,18 @@ impl Engine {
     /// In a copy: what shard 0 says about a topic or a group. News that are old or unknown change nothing.
     pub fn catalogue_changed(&mut self, state: &CatalogueState) {
         assert!(!self.is_home(), "shard 0 learns about the catalogue from its own log");
+        let known = match state {
+            CatalogueState::Topic(TopicState::Live(topic)) => self.catalogue.get(topic.id).map(|known| known.queues),
+            _ => None,
+        };
         if let Some(removed) = self.catalogue.set(state) {
             self.forget(&removed);
+        }
+        // A topic is told again to whoever asks for a queue that it lacks: no reason to share the queues of groups anew.
+        if let CatalogueState::Topic(TopicState::Live(topic)) = state
+            && known.is_some_and(|known| known >= topic.queues)
+        {
+            return;
         }
         self.groups_follow(state);
     }

@@ -390,6 +390,12 @@ impl Membership {
         self.members == 0
     }
 
+    /// Whether a group's next assignment is due.
+    #[cfg(test)]
+    pub fn is_due(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
     /// Bytes that the members take here, tables taken as full; what waits to be told is not counted.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {

@@ -107,6 +107,36 @@ fn queues_that_are_added_have_holders_and_deleted_ones_have_none() {
     assert_eq!(held(&bench, &members), [0, 0]);
 }
 
+/// Whoever asks for a queue that a topic lacks has the topic told again: each time the home shared all queues anew.
+#[test]
+fn a_topic_that_is_told_again_makes_no_assignment() {
+    let two = EngineOptions { shards: 2, ..ONE_SHARD };
+    let here = ShardId(1);
+    let name = ["a", "b", "c", "d", "e"].into_iter();
+    let name = name.into_iter().find(|name| peregrine_protocol::placement::group_home(name, 2) == here).unwrap();
+    let mut home = Bench::empty(two);
+    home.create("t", 4);
+    home.change(home.engine.decide_create_group(name, &[(TOPIC, StartAt::Earliest)], home.now));
+    home.harden();
+    let mut copy = Engine::new(EngineOptions { shard: here, ..two });
+    copy.install_catalogue(home.engine.catalogue_snapshot());
+    copy.recovered(LogPosition(4096));
+    copy.start_groups(MembershipOptions { shard: here, ..OPTIONS });
+    let topics = vec![TOPIC];
+    let join =
+        Join { owner: ReaderOwner(1), group: GroupId(2), name: "m", client: "test", topics, joined: Nanos::ZERO };
+    copy.join_group(join, Nanos::ZERO).unwrap();
+    copy.group_tick(SETTLED);
+    while copy.next_home_effect().is_some() {}
+    let is_due = |copy: &Engine| copy.membership.as_ref().unwrap().is_due();
+    copy.catalogue_changed(&home.engine.topic(TOPIC).into());
+    assert!(!is_due(&copy));
+    home.change(home.engine.decide_alter("t", 6, home.now));
+    home.harden();
+    copy.catalogue_changed(&home.engine.topic(TOPIC).into());
+    assert!(is_due(&copy));
+}
+
 #[test]
 fn a_deleted_group_ends_its_members() {
     let mut bench = bench(ONE_SHARD);
