@@ -200,6 +200,24 @@ pub struct EntryDraft {
 }
 
 impl EntryDraft {
+    /// An entry that holds no records: everything that speaks of producers and queues is zero.
+    pub fn without_records(kind: EntryKind, payload: &[u8], store_time: Nanos) -> Self {
+        Self {
+            kind,
+            flags: EntryFlags::NONE,
+            payload_crc: crc32(payload),
+            length: payload.len() as u32,
+            record_count: 0,
+            topic: TopicId(0),
+            queue: QueueId(0),
+            producer_epoch: ProducerEpoch(0),
+            base_offset: QueueOffset(0),
+            store_time,
+            producer_id: ProducerId::NONE,
+            sequence: Sequence(0),
+        }
+    }
+
     /// The header of this entry at `position`, written in `epoch`.
     pub fn at(&self, position: LogPosition, epoch: Epoch) -> EntryHeader {
         EntryHeader {

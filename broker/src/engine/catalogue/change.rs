@@ -4,9 +4,8 @@
 //! `group::change`'s. A version or a change that this program does not know stops the start: a newer program wrote it, and
 //! going on would lose what it means. The entry's header carries the object's id where that of a topic stands in a batch.
 
-use peregrine_protocol::checksum::crc32;
-use peregrine_protocol::entry::{EntryDraft, EntryFlags, EntryKind};
-use peregrine_protocol::ids::{Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence, TopicId};
+use peregrine_protocol::entry::{EntryDraft, EntryKind};
+use peregrine_protocol::ids::{Nanos, TopicId};
 
 use super::object::{CatalogueId, ObjectId};
 use super::topic_change::TopicChange;
@@ -73,18 +72,8 @@ impl CatalogueChange {
             Self::Group(change) => change.encode(),
         };
         let draft = EntryDraft {
-            kind: EntryKind::Catalogue,
-            flags: EntryFlags::NONE,
-            payload_crc: crc32(&payload),
-            length: payload.len() as u32,
-            record_count: 0,
             topic: TopicId(self.object().0),
-            queue: QueueId(0),
-            producer_epoch: ProducerEpoch(0),
-            base_offset: QueueOffset(0),
-            store_time,
-            producer_id: ProducerId::NONE,
-            sequence: Sequence(0),
+            ..EntryDraft::without_records(EntryKind::Catalogue, &payload, store_time)
         };
         (draft, payload)
     }

@@ -13,11 +13,8 @@
 //! without it a place never goes back. Rows ascend by (group, topic, queue), so that no two of an entry move one place. The
 //! entry's header names topic and queue of the first row.
 
-use peregrine_protocol::checksum::crc32;
 use peregrine_protocol::entry::{EntryDraft, EntryFlags, EntryKind};
-use peregrine_protocol::ids::{
-    DurableLevel, Epoch, GroupId, Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence, TopicId,
-};
+use peregrine_protocol::ids::{DurableLevel, Epoch, GroupId, Nanos, QueueId, QueueOffset, TopicId};
 
 use crate::engine::QueueKey;
 
@@ -78,18 +75,10 @@ impl OffsetRow {
         let mut payload = [0; ONE];
         encode(&[*self], &mut payload);
         let draft = EntryDraft {
-            kind: EntryKind::GroupOffsets,
             flags: EntryFlags::for_level(level),
-            payload_crc: crc32(&payload),
-            length: ONE as u32,
-            record_count: 0,
             topic: self.queue.topic,
             queue: self.queue.queue,
-            producer_epoch: ProducerEpoch(0),
-            base_offset: QueueOffset(0),
-            store_time,
-            producer_id: ProducerId::NONE,
-            sequence: Sequence(0),
+            ..EntryDraft::without_records(EntryKind::GroupOffsets, &payload, store_time)
         };
         OffsetEntry { draft, payload, epoch: self.epoch, offset: self.offset, level }
     }

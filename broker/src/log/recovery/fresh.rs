@@ -3,11 +3,8 @@
 
 use std::rc::Rc;
 
-use peregrine_protocol::checksum::crc32;
 use peregrine_protocol::entry::{EntryDraft, EntryFlags, EntryKind, PadHeader};
-use peregrine_protocol::ids::{
-    Epoch, LogPosition, Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence, TopicId,
-};
+use peregrine_protocol::ids::{Epoch, LogPosition, Nanos};
 use peregrine_protocol::limits::{ENTRY_HEADER_LEN, PAD_HEADER_LEN, RING_MAX};
 
 use super::io_error;
@@ -72,18 +69,8 @@ impl Fresh {
     pub fn note_loss(&mut self, options: &LogOptions, extents: &[Extent], store_time: Nanos) {
         let payload = encode_loss(extents);
         let draft = EntryDraft {
-            kind: EntryKind::Loss,
             flags: EntryFlags::NONE.with_control(),
-            payload_crc: crc32(&payload),
-            length: payload.len() as u32,
-            record_count: 0,
-            topic: TopicId(0),
-            queue: QueueId(0),
-            producer_epoch: ProducerEpoch(0),
-            base_offset: QueueOffset(0),
-            store_time,
-            producer_id: ProducerId::NONE,
-            sequence: Sequence(0),
+            ..EntryDraft::without_records(EntryKind::Loss, &payload, store_time)
         };
         let header = draft.at(self.end(), self.epoch);
         self.loss = Some(header.position);
