@@ -83,6 +83,13 @@ pub const SUBSCRIPTIONS_PER_CONNECTION: usize = 4096;
 
 /// Requests that one executor may have outstanding at one other shard.
 pub const MESH_CREDIT_PER_SHARD: usize = 512;
+/// Bytes of forwarded frames that one executor and one other shard may hold: under way, not handled yet, or come back for want of
+/// room. A larger frame goes when no other of them is held, so that the true bound is this or the largest frame, 16 MiB each by
+/// default; with [`MESH_SMALL_FRAME`]'s 4 MiB, 20 MiB for each pair of an executor and a shard of another.
+pub const MESH_BYTES_PER_SHARD: usize = 16 * MIB;
+/// A forwarded frame up to this size counts as a frame alone, so that what is no batch passes large ones that wait. As many as have
+/// credit may be under way, and as many may have come back: 2 × 512 × 4 KiB = 4 MiB.
+pub const MESH_SMALL_FRAME: usize = 4 * KIB;
 /// Batches that one executor may have got back from one other shard that had no room for them. While they wait no other batch is
 /// sent there, so that they and those still under way are as many as had credit when the first came back.
 pub const MESH_RETURNED_PER_SHARD: usize = MESH_CREDIT_PER_SHARD;

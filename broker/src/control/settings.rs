@@ -101,6 +101,12 @@ pub enum TestFault {
     KillAfterStep(u8),
     /// Executors do not hear what shard 0 tells of the catalogue.
     MissNews,
+    /// Frames that came over the mesh are not handled while the switch is on. For tests in this process, like those below.
+    HoldForwardedWhile(Switch),
+    /// Batches that find no room wait for it without end while the switch is on.
+    PatientWhile(Switch),
+    /// So many acknowledgements of a shard may wait for their level.
+    AcknowledgementPlaces(usize),
 }
 
 /// A switch in the hands of a test.

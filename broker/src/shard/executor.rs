@@ -15,6 +15,7 @@ use crate::shard::mesh::Mesh;
 use crate::shard::mesh_messages::{HandOver, Request, Return};
 use crate::shard::peers::{Peer, PeerId, Peers};
 use crate::shard::router::Asker;
+use crate::shard::seams::Seams;
 use crate::shard::state::Shard;
 use crate::shard::tickets::Tickets;
 use glommio::TaskQueueHandle;
@@ -105,12 +106,11 @@ pub struct Executor {
     /// Bytes of the blocks that outlets hold.
     cold_bytes: Cell<usize>,
     stopping: Cell<bool>,
-    /// A fault of tests: what shard 0 tells of the catalogue is not heard here.
-    pub misses_news: Cell<bool>,
+    pub seams: Seams,
 }
 
 impl Executor {
-    pub fn new(index: usize, layout: Layout, facts: Facts, background: TaskQueueHandle) -> Rc<Self> {
+    pub fn new(index: usize, layout: Layout, facts: Facts, background: TaskQueueHandle, seams: Seams) -> Rc<Self> {
         Rc::new(Executor {
             index,
             layout,
@@ -129,7 +129,7 @@ impl Executor {
             forwarded_here: Cell::new(0),
             cold_bytes: Cell::new(0),
             stopping: Cell::new(false),
-            misses_news: Cell::new(false),
+            seams,
         })
     }
 
@@ -170,6 +170,21 @@ impl Executor {
     /// Requests to other executors that are not answered yet.
     pub fn credit_used(&self) -> usize {
         self.credits.iter().map(Credit::used).sum()
+    }
+
+    /// Bytes of large frames that are under way to other executors, or came back and wait here.
+    pub fn credit_bytes_used(&self) -> usize {
+        self.credits.iter().map(Credit::bytes_used).sum()
+    }
+
+    /// Connections, and batches that came back, that wait for credit.
+    pub fn credit_waiting(&self) -> usize {
+        self.credits.iter().map(Credit::waiting).sum()
+    }
+
+    /// Connections whose batches wait in their sockets until those that came back are sent again.
+    pub fn gates_waiting(&self) -> usize {
+        self.gates.iter().map(Gate::waiting_for_it).sum()
     }
 
     /// Batches that came back from shards without room, and wait here.
@@ -262,7 +277,9 @@ impl Executor {
         for shard in self.local_shards() {
             shard.detach(connection.id);
         }
-        self.gates.iter().for_each(|gate| gate.forget(connection.id));
+        for (gate, credit) in self.gates.iter().zip(&self.credits) {
+            gate.forget(connection.id, credit);
+        }
         for executor in connection.proxied_on() {
             self.mesh().request(executor, Request::Gone { connection: connection.id });
         }
@@ -291,6 +308,21 @@ impl Executor {
                 self.mesh().give_back(usize::from(executor), Return::Answer { connection, shard, frame });
             }
         }
+    }
+
+    /// A request that came over the mesh needs no credit any more; its answer, if it has one, goes by [`Self::answer_late`].
+    pub fn give_credit_back(&self, asker: Asker) {
+        if let Asker::There { executor, connection, shard } = asker {
+            let done = Return::Answer { connection, shard, frame: Box::default() };
+            self.mesh().give_back(usize::from(executor), done);
+        }
+    }
+
+    /// Answers a request of another executor's connection, whose credit has gone back. The answer's bytes count against the
+    /// connection's window.
+    pub fn answer_late(&self, executor: u16, connection: PeerId, frame: Vec<u8>) {
+        let frame = frame.into_boxed_slice();
+        self.mesh().give_back(usize::from(executor), Return::LateAnswer { connection, frame });
     }
 
     /// Sends what is no answer.

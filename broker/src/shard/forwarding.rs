@@ -80,7 +80,7 @@ fn take_request(executor: &Rc<Executor>, inboxes: &Inboxes, peer: usize, request
         }
         Request::Catalogue { change, state } => {
             for shard in executor.local_shards() {
-                if !executor.misses_news.get() {
+                if !executor.seams.misses_news {
                     shard.learn(&state);
                 }
             }
@@ -103,7 +103,7 @@ fn take_request(executor: &Rc<Executor>, inboxes: &Inboxes, peer: usize, request
 fn take_return(executor: &Rc<Executor>, peer: usize, message: Return) {
     match message {
         Return::Answer { connection, shard, frame } => {
-            executor.credit(shard).give_back();
+            executor.credit(shard).place_back();
             if let Some(connection) = executor.peers.connection(connection)
                 && !frame.is_empty()
             {
@@ -112,9 +112,17 @@ fn take_return(executor: &Rc<Executor>, peer: usize, message: Return) {
             }
         }
         Return::Full { connection, shard, received_at, frame } => {
-            executor.credit(shard).give_back();
+            executor.credit(shard).place_back();
             gate::take_back(executor, shard, Batch { connection, received_at, frame });
         }
+        Return::LateAnswer { connection, frame } => {
+            if let Some(connection) = executor.peers.connection(connection) {
+                connection.note_window(peer, frame.len());
+                connection.send(|out| out.extend_from_slice(&frame));
+                connection.answered();
+            }
+        }
+        Return::Handled { shard, bytes } => executor.credit(shard).bytes_back(bytes),
         Return::Room { shard } => gate::room_came(executor, shard),
         Return::Push { connection, frame, counts } => {
             if let Some(connection) = executor.peers.connection(connection) {

@@ -12,11 +12,12 @@
 //! until it meets that executor's [`Request::AskRoom`]; other requests it handles. The channels keep their order, so that all
 //! batches that were under way have come back, in the order in which they were sent, when the answer to that comes. Until they
 //! are sent again no other batch leaves for that shard, and sockets that have one are not read: the batches of a connection are
-//! stored in the order in which it sent them. One that waited for [`ROOM_WITHIN`] is answered `Busy` here.
+//! stored in the order in which it sent them. One that waited for [`crate::limits::ROOM_WITHIN`] is answered `Busy` here.
 
-use crate::limits::{MESH_PER_TURN, MESH_RETURNED_PER_SHARD, ROOM_WITHIN};
+use crate::limits::{MESH_PER_TURN, MESH_RETURNED_PER_SHARD};
 use crate::shard::answers;
 use crate::shard::clock;
+use crate::shard::credit::Credit;
 use crate::shard::crowd::Crowd;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
@@ -75,20 +76,37 @@ impl Gate {
         self.returned.borrow().len() + self.unsent.borrow().len()
     }
 
-    /// A connection is gone: nobody wants to know what becomes of its batches.
-    pub fn forget(&self, connection: PeerId) {
+    /// Connections that wait for it to be opened.
+    pub fn waiting_for_it(&self) -> usize {
+        self.opened.waiting()
+    }
+
+    /// A connection is gone: nobody wants to know what becomes of its batches. Their bytes go back to `credit`.
+    pub fn forget(&self, connection: PeerId, credit: &Credit) {
         for waiting in [&self.returned, &self.unsent] {
-            waiting.borrow_mut().retain(|batch| batch.connection != connection);
+            waiting.borrow_mut().retain(|batch| {
+                let stays = batch.connection != connection;
+                if !stays {
+                    credit.bytes_back(batch.frame.len());
+                }
+                stays
+            });
         }
     }
 
-    /// What became overdue.
-    fn take_overdue(&self, now: Nanos) -> Vec<Batch> {
+    /// There is room: what came back is sent again, before what was still to be sent again when it came.
+    fn resume(&self) {
+        self.returned.borrow_mut().append(&mut self.unsent.borrow_mut());
+        self.returned.swap(&self.unsent);
+    }
+
+    /// What was received at `since` or before.
+    fn take_overdue(&self, since: Nanos) -> Vec<Batch> {
         let mut overdue = Vec::new();
         for waiting in [&self.returned, &self.unsent] {
             let waiting = &mut *waiting.borrow_mut();
-            if waiting.iter().any(|batch| deadline(batch) <= now) {
-                let (late, rest) = waiting.drain(..).partition(|batch| deadline(batch) <= now);
+            if waiting.iter().any(|batch| batch.received_at <= since) {
+                let (late, rest) = waiting.drain(..).partition(|batch| batch.received_at <= since);
                 *waiting = rest;
                 let late: VecDeque<Batch> = late;
                 overdue.extend(late);
@@ -97,18 +115,14 @@ impl Gate {
         overdue
     }
 
-    /// When the first of those that wait is overdue.
-    fn next_deadline(&self) -> Option<Nanos> {
+    /// When the first of those that wait was received.
+    fn oldest(&self) -> Option<Nanos> {
         let (returned, unsent) = (self.returned.borrow(), self.unsent.borrow());
-        returned.iter().chain(&*unsent).map(deadline).min()
+        returned.iter().chain(&*unsent).map(|batch| batch.received_at).min()
     }
 }
 
-fn deadline(batch: &Batch) -> Nanos {
-    batch.received_at + Nanos::from(ROOM_WITHIN).0
-}
-
-/// A batch came back from `shard`; so did its credit.
+/// A batch came back from `shard`; so did its place among the requests.
 pub fn take_back(executor: &Rc<Executor>, shard: ShardId, batch: Batch) {
     let gate = executor.gate(shard);
     let state = gate.state.replace(State::Asked);
@@ -118,6 +132,8 @@ pub fn take_back(executor: &Rc<Executor>, shard: ShardId, batch: Batch) {
     if executor.peers.connection(batch.connection).is_some() {
         gate.returned.borrow_mut().push_back(batch);
         assert!(gate.waiting() <= MESH_RETURNED_PER_SHARD, "each had credit while no other was sent");
+    } else {
+        executor.credit(shard).bytes_back(batch.frame.len());
     }
     if state == State::Open {
         glommio::spawn_local(tend(executor.clone(), shard)).detach();
@@ -129,8 +145,7 @@ pub fn take_back(executor: &Rc<Executor>, shard: ShardId, batch: Batch) {
 pub fn room_came(executor: &Executor, shard: ShardId) {
     let gate = executor.gate(shard);
     assert_eq!(gate.state.replace(State::Sending), State::Asked, "a shard speaks of room when it is asked");
-    gate.returned.borrow_mut().append(&mut gate.unsent.borrow_mut());
-    gate.returned.swap(&gate.unsent);
+    gate.resume();
     gate.news.raise();
 }
 
@@ -139,10 +154,12 @@ async fn tend(executor: Rc<Executor>, shard: ShardId) {
     let gate = executor.gate(shard);
     let mut sent = 0;
     loop {
-        for batch in gate.take_overdue(clock::monotonic()) {
+        let within = executor.seams.room_within().0;
+        for batch in gate.take_overdue(Nanos(clock::monotonic().saturating_sub(Nanos(within)))) {
+            executor.credit(shard).bytes_back(batch.frame.len());
             answer_busy(&executor, &batch);
         }
-        let next_deadline = gate.next_deadline();
+        let next_deadline = gate.oldest().map(|at| at + within);
         let late = async {
             match next_deadline {
                 Some(at) => sleep_until(at).await,
@@ -163,7 +180,7 @@ async fn tend(executor: Rc<Executor>, shard: ShardId) {
         }
         let credit = executor.credit(shard);
         let taken = async {
-            credit.taken().await;
+            credit.place_taken().await;
             true
         };
         if !futures_lite::future::or(taken, late).await {
@@ -172,7 +189,7 @@ async fn tend(executor: Rc<Executor>, shard: ShardId) {
         // While credit was waited for, another may have come back, or the last connection have gone.
         let next = if gate.state.get() == State::Sending { gate.unsent.borrow_mut().pop_front() } else { None };
         let Some(Batch { connection, received_at, frame }) = next else {
-            credit.give_back();
+            credit.place_back();
             continue;
         };
         let to = executor.layout.executor_of(shard);
@@ -196,4 +213,23 @@ fn answer_busy(executor: &Executor, batch: &Batch) {
     };
     executor.count_busy_elsewhere();
     executor.refuse_with(Asker::Here(batch.connection), frame.head.correlation, &answers::busy());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(number: u64) -> Batch {
+        Batch { connection: PeerId(number), received_at: Nanos(number), frame: Box::default() }
+    }
+
+    #[test]
+    fn what_came_back_again_goes_before_what_was_not_sent_again_yet() {
+        let gate = Gate::default();
+        gate.unsent.borrow_mut().extend([3, 4].map(batch));
+        gate.returned.borrow_mut().extend([1, 2].map(batch));
+        gate.resume();
+        let unsent: Vec<u64> = gate.unsent.borrow().iter().map(|batch| batch.connection.0).collect();
+        assert_eq!((unsent, gate.returned.borrow().len()), (vec![1, 2, 3, 4], 0));
+    }
 }

@@ -4,8 +4,9 @@
 //! are as many as their senders had credit for. None waits for room here: a batch that finds none goes back to its origin, and so
 //! does every batch that comes from the same executor behind it, until that asks for room ([`super::gate`] says why).
 
-use crate::limits::{MESH_PER_TURN, ROOM_WITHIN};
+use crate::limits::MESH_PER_TURN;
 use crate::shard::clock;
+use crate::shard::credit::charge;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::Return;
@@ -67,6 +68,9 @@ pub async fn run(executor: Rc<Executor>, shard: ShardId, inbox: Rc<Inbox>) {
     let mut full: HashMap<u16, usize> = HashMap::new();
     let mut handled = 0;
     loop {
+        while executor.seams.holds_forwarded() {
+            turn().await;
+        }
         let next = inbox.items.borrow_mut().pop_front();
         match next {
             None => {
@@ -101,16 +105,22 @@ async fn handle(executor: &Rc<Executor>, shard: ShardId, full: &mut HashMap<u16,
     let Ok(Received::Frame(frame)) = frame::decode(&forwarded.frame, executor.facts.frame_max) else {
         unreachable!("the frame was whole when it was sent on")
     };
+    let asker = Asker::There { executor: from, connection, shard };
     let goes_back = router::is_batch(&frame) && full.contains_key(&from);
-    if goes_back || !finds_room(executor, Asker::There { executor: from, connection, shard }, &frame, received_at).await
-    {
+    if goes_back || !finds_room(executor, asker, &frame, received_at).await {
         full.entry(from).or_insert(frame.body.len());
         let frame = forwarded.frame;
         executor.mesh().give_back(usize::from(from), Return::Full { connection, shard, received_at, frame });
-    } else if !requests::is_answered(frame.head.kind) {
+        return;
+    }
+    if !requests::is_answered(frame.head.kind) {
         // Its credit goes back without an answer.
-        let done = Return::Answer { connection, shard, frame: Box::default() };
-        executor.mesh().give_back(usize::from(from), done);
+        executor.give_credit_back(asker);
+    }
+    let bytes = forwarded.frame.len();
+    drop(forwarded.frame);
+    if charge(bytes) > 0 {
+        executor.mesh().give_back(usize::from(from), Return::Handled { shard, bytes });
     }
 }
 
@@ -135,7 +145,7 @@ async fn finds_room(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, re
 async fn tell_room(executor: Rc<Executor>, shard: ShardId, to: u16, payload: usize) {
     if let Some(there) = executor.shard(shard) {
         while !there.has_room_for(payload) {
-            there.room(clock::monotonic() + Nanos::from(ROOM_WITHIN).0).await;
+            there.room(clock::monotonic() + executor.seams.room_within().0).await;
         }
     }
     executor.mesh().give_back(usize::from(to), Return::Room { shard });

@@ -5,7 +5,7 @@
 //! is published, flushed or acknowledged until the last step has copied it whole.
 
 use crate::engine::StoredBatch;
-use crate::limits::{ROOM_WITHIN, STEP};
+use crate::limits::STEP;
 use crate::shard::answers;
 use crate::shard::clock;
 use crate::shard::executor::Executor;
@@ -44,7 +44,7 @@ pub async fn produce(
         return Ok(());
     }
     // Checking took a while, and a large entry needs much of the ring at once: half of the time is counted from here.
-    let within = Nanos::from(ROOM_WITHIN).0;
+    let within = executor.seams.room_within().0;
     let deadline = (received_at + within).max(clock::monotonic() + within / 2);
     loop {
         let began = begin(executor, shard, asker, frame, &head, received_at);

@@ -5,9 +5,9 @@
 //!   executor a ◄─ returns  ─── executor b          a full one never makes a connection wait
 //! ```
 //!
-//! Forwarded requests are bounded by [`super::credit`] per destination shard, which comes back with the answer, and the channels are
-//! large enough for all credit: a full one is met only by what has no credit (a hand-off, the end of a connection, news of the
-//! catalogue). That waits in a backlog, which one task empties; its bound is the number of connections and of changes.
+//! Forwarded requests are bounded by [`super::credit`] per destination shard, which comes back with the answer (its bytes in a
+//! message of their own), and the channels are large enough for all credit: a full one is met only by what has no credit (a
+//! hand-off, the end of a connection, news of the catalogue, a delivery). That waits in a backlog, which one task empties; its bound is the number of connections and of changes.
 
 use crate::limits::{MESH_CHANNEL, MESH_CREDIT_PER_SHARD};
 use crate::shard::event::Event;
@@ -25,7 +25,7 @@ pub struct Ends<Q: Send, R: Send> {
 
 /// The ends for `executors` executors that carry at most `shards_each` shards.
 pub fn full<Q: Send, R: Send>(executors: usize, shards_each: usize) -> Vec<Ends<Q, R>> {
-    let slots = (shards_each * MESH_CREDIT_PER_SHARD + MESH_CHANNEL).next_power_of_two();
+    let slots = (2 * shards_each * MESH_CREDIT_PER_SHARD + MESH_CHANNEL).next_power_of_two();
     let none =
         || Ends { outgoing: (0..executors).map(|_| None).collect(), incoming: (0..executors).map(|_| None).collect() };
     let mut all: Vec<Ends<Q, R>> = (0..executors).map(|_| none()).collect();

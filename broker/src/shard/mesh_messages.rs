@@ -63,7 +63,18 @@ pub enum Return {
         shard: ShardId,
         frame: Box<[u8]>,
     },
-    /// There is no room for this batch, or for one that came before it. Its credit comes back with it.
+    /// The answer to a forwarded request whose credit came back when it had to be held. It counts against the window.
+    LateAnswer {
+        connection: PeerId,
+        frame: Box<[u8]>,
+    },
+    /// A forwarded frame of so many bytes is handled: nobody holds them any more.
+    Handled {
+        shard: ShardId,
+        bytes: usize,
+    },
+    /// There is no room for this batch, or for one that came before it. Its place among the requests comes back with it; its bytes
+    /// stay taken.
     Full {
         connection: PeerId,
         shard: ShardId,

@@ -36,6 +36,7 @@ pub mod requests;
 pub mod router;
 pub mod run;
 pub mod runtime;
+pub mod seams;
 pub mod stages;
 pub mod startup;
 pub mod state;

@@ -103,6 +103,12 @@ impl Peers {
         table.slots.len() - table.free.len()
     }
 
+    /// Deliveries and fetches that wait until their peers take them.
+    pub fn held(&self) -> usize {
+        let table = self.table.borrow();
+        table.slots.iter().filter_map(|(_, peer)| peer.as_ref()).map(|peer| peer.outlet().held.borrow().len()).sum()
+    }
+
     /// The peer in the n-th slot; for the sweeper, which looks at all of them slot by slot.
     pub fn at(&self, slot: usize) -> Option<Peer> {
         self.table.borrow().slots.get(slot).and_then(|(_, peer)| peer.clone())

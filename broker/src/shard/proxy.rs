@@ -12,6 +12,7 @@ use crate::shard::peers::{Peer, PeerId};
 use crate::shard::router::Asker;
 use crate::shard::state::NoBytes;
 use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::message::ErrorAnswer;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -23,7 +24,7 @@ pub struct Proxy {
     /// and its number there.
     pub connection: PeerId,
     pub outlet: Outlet,
-    /// Bytes that may be sent; below zero by at most one batch.
+    /// Bytes that may be sent; below zero by at most one batch, or one answer to a fetch.
     window: Cell<isize>,
     gone: Cell<bool>,
 }
@@ -153,12 +154,15 @@ fn step(executor: &Executor, proxy: &Proxy) -> Step {
         }
         Some(Held::Fetch(fetch)) => {
             let Some(shard) = executor.shard(fetch.shard) else { return Step::Wait };
+            let mut frame = Vec::new();
             match fetch.fill(&shard, cold.as_ref()) {
-                Ok(()) => executor.answer(fetch.asker, |out| fetch.encode(out)),
+                Ok(()) => fetch.encode(&mut frame),
                 Err(NoBytes::Unread(missing)) => return Step::Missing(missing),
-                Err(NoBytes::Damaged) => executor.refuse(fetch.asker, fetch.correlation, ErrorCode::Damaged),
+                Err(NoBytes::Damaged) => ErrorAnswer::new(ErrorCode::Damaged).encode(fetch.correlation, &mut frame),
             }
             held.pop_front();
+            proxy.window.set(proxy.window.get() - frame.len() as isize);
+            executor.answer_late(proxy.executor, proxy.connection, frame);
             Step::Sent
         }
     }

@@ -38,6 +38,7 @@ pub struct ShardReport {
     busy: u64,
     corrupt: u64,
     waiting: usize,
+    waiting_for_room: usize,
     executor_figures: ExecutorFigures,
 }
 
@@ -53,6 +54,11 @@ struct ExecutorFigures {
     refused_connections: u64,
     mesh_backlog: usize,
     mesh_credit_used: usize,
+    mesh_credit_bytes: usize,
+    mesh_credit_waiting: usize,
+    mesh_gates_waiting: usize,
+    mesh_unhandled: usize,
+    held: usize,
     mesh_returned: usize,
     busy_elsewhere: u64,
 }
@@ -70,6 +76,11 @@ pub fn local(executor: &Executor) -> Vec<ShardReport> {
         refused_connections: counters.refused_connections.get(),
         mesh_backlog: executor.mesh().backlog(),
         mesh_credit_used: executor.credit_used(),
+        mesh_credit_bytes: executor.credit_bytes_used(),
+        mesh_credit_waiting: executor.credit_waiting(),
+        mesh_gates_waiting: executor.gates_waiting(),
+        mesh_unhandled: executor.forwarded_here.get(),
+        held: executor.peers.held(),
         mesh_returned: executor.returned(),
         busy_elsewhere: counters.busy_elsewhere.get(),
     };
@@ -98,6 +109,7 @@ fn of(shard: &Shard, executor: &Executor, executor_figures: ExecutorFigures) -> 
         busy: counters.busy.get(),
         corrupt: counters.corrupt.get(),
         waiting: core.waiting.len(),
+        waiting_for_room: shard.waiting_for_room(),
         executor_figures,
     }
 }
@@ -176,6 +188,7 @@ fn figures(report: &ShardReport) -> Value {
         "subscriptions": engine.subscriptions,
         "pending_batches": engine.pending_batches,
         "waiting_acknowledgements": report.waiting,
+        "waiting_for_room": report.waiting_for_room,
         "produced_batches": report.produced_batches,
         "produced_messages": report.produced_records,
         "duplicate_batches": report.duplicates,
@@ -195,18 +208,27 @@ fn figures(report: &ShardReport) -> Value {
             "refused_no_room": log.refused_no_room,
             "refused_disk_full": log.refused_disk_full,
         },
-        "executor_figures": {
-            "connections": executor.peers,
-            "receive_bytes": executor.receive_bytes,
-            "accepted": executor.accepted,
-            "handed_over": executor.handed_over,
-            "forwarded": executor.forwarded,
-            "closed_slow": executor.closed_slow,
-            "refused_connections": executor.refused_connections,
-            "mesh_backlog": executor.mesh_backlog,
-            "mesh_credit_used": executor.mesh_credit_used,
-            "mesh_returned": executor.mesh_returned,
-            "busy_elsewhere": executor.busy_elsewhere,
-        },
+        "executor_figures": figures_of_executor(executor),
+    })
+}
+
+fn figures_of_executor(executor: &ExecutorFigures) -> Value {
+    json!({
+        "connections": executor.peers,
+        "receive_bytes": executor.receive_bytes,
+        "accepted": executor.accepted,
+        "handed_over": executor.handed_over,
+        "forwarded": executor.forwarded,
+        "closed_slow": executor.closed_slow,
+        "refused_connections": executor.refused_connections,
+        "mesh_backlog": executor.mesh_backlog,
+        "mesh_credit_used": executor.mesh_credit_used,
+        "mesh_credit_bytes": executor.mesh_credit_bytes,
+        "mesh_credit_waiting": executor.mesh_credit_waiting,
+        "mesh_gates_waiting": executor.mesh_gates_waiting,
+        "mesh_unhandled": executor.mesh_unhandled,
+        "held": executor.held,
+        "mesh_returned": executor.mesh_returned,
+        "busy_elsewhere": executor.busy_elsewhere,
     })
 }

@@ -228,10 +228,12 @@ fn fetch(
     let found = shard.core.borrow().engine.look_up(asked.topic, asked.queue, start);
     match found {
         Ok(_) => {
-            let fetch = HeldFetch { shard: shard.id, asker, correlation, asked: *asked, found: None };
+            let fetch = HeldFetch { shard: shard.id, correlation, asked: *asked, found: None };
             if let Some(peer) = executor.peers.get(peer) {
                 peer.outlet().hold(Held::Fetch(Box::new(fetch)));
             }
+            // It may stand behind deliveries to a client that does not read, where it must not keep others from this shard.
+            executor.give_credit_back(asker);
             Ok(())
         }
         Err(refusal) => refuse(executor, shard, asker, correlation, &refusal),

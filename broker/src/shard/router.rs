@@ -5,7 +5,7 @@
 //! queued here and a socket whose requests must wait is not read.
 
 use crate::engine::{CatalogueId, HOME};
-use crate::limits::{ROOM_WITHIN, STEP};
+use crate::limits::STEP;
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::Request;
 use crate::shard::peers::PeerId;
@@ -81,7 +81,7 @@ fn route_to(
     if is_batch(frame) && !executor.gate(shard).is_open() {
         return Err(Wait::Room(shard));
     }
-    if !executor.credit(shard).take() {
+    if !executor.credit(shard).take(frame.len()) {
         return Err(Wait::Credit(shard));
     }
     forward(executor, shard, connection, frame, received_at);
@@ -92,16 +92,23 @@ fn route_to(
 fn forward(executor: &Executor, shard: ShardId, connection: PeerId, frame: &Frame<'_>, received_at: Nanos) {
     // Its writer may have ended while its reader had this frame: the other executor was told of its end, and would serve
     // what came behind that for ever.
-    let Some(asking) = executor.peers.connection(connection) else { return executor.credit(shard).give_back() };
+    let Some(asking) = executor.peers.connection(connection) else { return give_back(executor, shard, frame) };
     executor.note_proxied(&asking, shard);
     let mut bytes = Vec::with_capacity(frame.len());
     let kind = Kind::from_number(frame.head.kind).unwrap_or(Kind::Error);
     frame::encode(kind, Sender::Client, frame.head.correlation, frame.header, frame.body, &mut bytes);
-    let frame = bytes.into_boxed_slice();
+    let bytes = bytes.into_boxed_slice();
+    assert_eq!(bytes.len(), frame.len(), "what was taken is what comes back");
     executor.counters.forwarded.set(executor.counters.forwarded.get() + 1);
     executor
         .mesh()
-        .request(executor.layout.executor_of(shard), Request::Forward { shard, connection, received_at, frame });
+        .request(executor.layout.executor_of(shard), Request::Forward { shard, connection, received_at, frame: bytes });
+}
+
+/// A frame that credit was taken for is not sent.
+fn give_back(executor: &Executor, shard: ShardId, frame: &Frame<'_>) {
+    executor.credit(shard).place_back();
+    executor.credit(shard).bytes_back(frame.len());
 }
 
 /// What waiting came to.
@@ -119,7 +126,7 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
     let correlation = frame.head.correlation;
     match wait {
         Wait::Room(shard) => {
-            let deadline = received_at + Nanos::from(ROOM_WITHIN).0;
+            let deadline = received_at + executor.seams.room_within().0;
             let here = executor.shard(shard);
             let came = match &here {
                 Some(shard) => shard.room(deadline).await,
@@ -161,10 +168,9 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
             Waited::Handled
         }
         Wait::Credit(shard) => {
-            let credit = executor.credit(shard);
-            credit.taken().await;
+            executor.credit(shard).taken(frame.len()).await;
             if is_batch(frame) && !executor.gate(shard).is_open() {
-                credit.give_back();
+                give_back(executor, shard, frame);
                 return Waited::Then(Wait::Room(shard));
             }
             let Asker::Here(connection) = asker else { unreachable!("only connections forward") };

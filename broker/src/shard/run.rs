@@ -15,6 +15,7 @@ use crate::shard::executor::{Executor, Facts, Layout};
 use crate::shard::mesh::Ends;
 use crate::shard::mesh_messages::{Request, Return};
 use crate::shard::runtime::{self, ExecutorOptions};
+use crate::shard::seams::Seams;
 use crate::shard::startup::Startup;
 use crate::shard::state::Shard;
 use crate::shard::stop;
@@ -150,8 +151,8 @@ async fn serve(task: Task) {
         frame_max: task.settings.frame_max,
         groups: task.settings.groups,
     };
-    let executor = Executor::new(task.index, task.layout, facts, background);
-    executor.misses_news.set(task.settings.test_faults.contains(&TestFault::MissNews));
+    let seams = Seams::new(&task.settings.test_faults);
+    let executor = Executor::new(task.index, task.layout, facts, background, seams);
     let (mesh, incoming) = task.ends.connect().await;
     executor.install_mesh(mesh);
     let stopping = Rc::new(Event::default());
@@ -217,7 +218,7 @@ async fn recover(
         silence: settings.groups.silence,
         grace: settings.groups.grace,
     });
-    executor.install_shard(Shard::new(id, engine, log, settings.message_max));
+    executor.install_shard(Shard::new(id, engine, log, settings.message_max, executor.seams.acknowledgements));
     startup.recovered(highest, report.messages_from_ring);
     Ok(())
 }
@@ -284,7 +285,11 @@ fn faults(wanted: &[TestFault]) -> Faults {
             TestFault::HoldFlushesWhile(switch) => faults.hold_flushes_while(switch.0),
             TestFault::HoldWrite(n) => faults.hold_write(Some(n)),
             TestFault::FailWrite(n) => faults.fail_write(Some(n)),
-            TestFault::MissNews => {}
+            // Of the executor, not of the log.
+            TestFault::MissNews
+            | TestFault::HoldForwardedWhile(_)
+            | TestFault::PatientWhile(_)
+            | TestFault::AcknowledgementPlaces(_) => {}
             TestFault::PanicAtWrite(n) => faults.panic_at_write(Some(n)),
             TestFault::KillAfterStep(n) => faults.after_step(move |step: RecoveryStep| {
                 if step as u8 == n {

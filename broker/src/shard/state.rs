@@ -11,7 +11,7 @@
 use crate::engine::{
     Acknowledgements, BatchPlace, CatalogueId, CatalogueState, Delivery, Engine, OffsetEntry, ReaderOwner, TopicState,
 };
-use crate::limits::{ACKNOWLEDGEMENTS_PER_SHARD, COLD_READ};
+use crate::limits::COLD_READ;
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
 use crate::log::{AppendRefused, Log, LogTask, ReadError};
@@ -71,6 +71,8 @@ pub struct Core {
     pub engine: Engine,
     pub log: OpenLog,
     pub waiting: Acknowledgements<Waiting>,
+    /// How many may wait.
+    places: usize,
     pub stages: Stages,
     pub home: Home,
 }
@@ -125,12 +127,13 @@ impl RingView<'_> {
 }
 
 impl Shard {
-    pub fn new(id: ShardId, engine: Engine, log: ShardLog, message_max: u32) -> Rc<Self> {
+    pub fn new(id: ShardId, engine: Engine, log: ShardLog, message_max: u32, places: usize) -> Rc<Self> {
         let seal = log.seal();
         let core = Core {
             engine,
             log: OpenLog::new(log),
             waiting: Acknowledgements::default(),
+            places,
             stages: Stages::default(),
             home: Home::default(),
         };
@@ -421,6 +424,11 @@ impl Shard {
         self.room_waiters.called(deadline).await
     }
 
+    /// Requests that wait for room.
+    pub fn waiting_for_room(&self) -> usize {
+        self.room_waiters.waiting()
+    }
+
     /// Whether a batch of so many bytes, or an entry that moves a place, need not wait; true also where it would be refused.
     pub fn has_room_for(&self, payload: usize) -> bool {
         let core = self.core.borrow();
@@ -431,6 +439,6 @@ impl Shard {
 
     /// Whether one more acknowledgement may wait.
     pub fn has_place_to_wait(core: &Core) -> bool {
-        core.waiting.len() < ACKNOWLEDGEMENTS_PER_SHARD
+        core.waiting.len() < core.places
     }
 }

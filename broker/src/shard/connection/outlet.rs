@@ -7,7 +7,6 @@
 use crate::engine::{BatchPlace, FetchLimits, StartAt};
 use crate::limits::FETCH_BYTES;
 use crate::shard::event::Event;
-use crate::shard::router::Asker;
 use crate::shard::state::{NoBytes, Shard};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, QueueOffset, ShardId, SubscriptionId};
@@ -28,7 +27,6 @@ pub enum Held {
 #[derive(Debug)]
 pub struct HeldFetch {
     pub shard: ShardId,
-    pub asker: Asker,
     pub correlation: Correlation,
     pub asked: Fetch,
     pub found: Option<Found>,

@@ -4,6 +4,7 @@ mod catalogue;
 mod damage;
 mod groups;
 mod mesh;
+mod mesh_credit;
 mod reading;
 mod room;
 mod serving;

@@ -6,44 +6,58 @@ use crate::control::settings::{Settings, Switch, TestFault};
 use crate::limits::ROOM_WITHIN;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, DurableLevel, Epoch, QueueId, QueueOffset, ShardId, TopicId};
-use peregrine_protocol::message::{Ack, Credit, Fetch, Produce, Request, Stats};
+use peregrine_protocol::message::{Credit, Fetch, Produce, Request, Stats, Unsubscribe};
 use peregrine_protocol::placement::shard_of_queue;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Bytes of each batch; 1 MiB of ring holds some 100.
-const BODY: usize = 10_000;
-/// A test whose machine was too slow to see what it waits for begins again, with a broker that has sent nothing back yet, for so
-/// long.
+pub const BODY: usize = 10_000;
+/// How long a condition may take to come about.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two shards; no flush of either is issued while `held`, and the ring of shard 1 is full.
-struct Full {
-    serving: Serving,
+pub struct Full {
+    pub serving: Serving,
     held: &'static AtomicBool,
-    topic: TopicId,
+    /// While it is on, batches wait for room without end.
+    pub patient: &'static AtomicBool,
+    /// While it is on, shards handle nothing that comes over the mesh.
+    pub forwarded_held: &'static AtomicBool,
+    pub topic: TopicId,
     /// A queue of shard 1.
-    queue: u32,
+    pub queue: u32,
     /// At shard 1 itself.
     near: Client,
     /// At shard 0: what it sends to the queue crosses the mesh.
-    far: Client,
+    pub far: Client,
     /// At shard 0 as well.
-    observer: Client,
+    pub observer: Client,
     _directories: (TempDir, TempDir),
 }
 
 /// What waits at shard 0's executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Waiting {
-    returned: u64,
-    credit: u64,
-    busy: u64,
+pub struct Waiting {
+    pub returned: u64,
+    pub credit: u64,
+    pub bytes: u64,
+    /// Connections that wait for credit.
+    pub for_credit: u64,
+    /// And those whose batches wait behind others that came back.
+    pub at_gates: u64,
+    pub forwarded: u64,
+    pub busy: u64,
+}
+
+/// A switch for the rest of the process.
+pub fn switch(on: bool) -> &'static AtomicBool {
+    Box::leak(Box::new(AtomicBool::new(on)))
 }
 
 impl Full {
-    fn new(faults: &[TestFault]) -> Self {
+    pub fn new(faults: &[TestFault]) -> Self {
         let directories = directories();
         let (data, rings) = (directories.0.path(), directories.1.path());
         let mut settings = Settings { ring_bytes: 1 << 20, largest_entry: 256 << 10, ..settings(data, rings, 2) };
@@ -51,12 +65,28 @@ impl Full {
         let serving = serve(&settings);
         let topic = serving.client(None).create("full", 4);
         assert!(serving.stop().is_ok());
-        let held: &'static AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
-        settings.test_faults = [&[TestFault::HoldFlushesWhile(Switch(held))], faults].concat();
+        let (held, patient, forwarded_held) = (switch(true), switch(false), switch(false));
+        let switches = [
+            TestFault::HoldFlushesWhile(Switch(held)),
+            TestFault::PatientWhile(Switch(patient)),
+            TestFault::HoldForwardedWhile(Switch(forwarded_held)),
+        ];
+        settings.test_faults = [&switches, faults].concat();
         let queue = (0..4).find(|&queue| shard_of_queue("full", QueueId(queue), 2) == ShardId(1)).expect("one of four");
         let serving = serve(&settings);
         let (near, far, observer) = (serving.client(Some(1)), serving.client(Some(0)), serving.client(Some(0)));
-        let mut full = Full { serving, held, topic, queue, near, far, observer, _directories: directories };
+        let mut full = Full {
+            serving,
+            held,
+            patient,
+            forwarded_held,
+            topic,
+            queue,
+            near,
+            far,
+            observer,
+            _directories: directories,
+        };
         full.fill();
         full
     }
@@ -72,18 +102,18 @@ impl Full {
         }
     }
 
-    fn produce<'a>(&self, payload: &'a [u8]) -> Produce<'a> {
+    pub fn produce<'a>(&self, payload: &'a [u8]) -> Produce<'a> {
         Produce { head: head(self.topic, self.queue, DurableLevel::Memory, payload), payload }
     }
 
-    fn send_far(&mut self, body: usize) -> Correlation {
+    pub fn send_far(&mut self, body: usize) -> Correlation {
         let payload = batch(&vec![8; body]);
         let produce = self.produce(&payload);
         self.far.send(&Request::Produce(produce))
     }
 
     /// Flushes are issued again; a batch at the shard itself lets it see that.
-    fn release(&mut self) {
+    pub fn release(&mut self) {
         self.held.store(false, Ordering::Relaxed);
         let payload = batch(&[9; BODY]);
         let produce = self.produce(&payload);
@@ -97,37 +127,58 @@ impl Full {
         }
     }
 
-    fn waiting(&mut self) -> Waiting {
+    pub fn waiting(&mut self) -> Waiting {
         let figures = self.figures();
         let figure = |name: &str| figures["shards"][0]["executor_figures"][name].as_u64().expect(name);
         Waiting {
             returned: figure("mesh_returned"),
             credit: figure("mesh_credit_used"),
+            bytes: figure("mesh_credit_bytes"),
+            for_credit: figure("mesh_credit_waiting"),
+            at_gates: figure("mesh_gates_waiting"),
+            forwarded: figure("forwarded"),
             busy: figure("busy_elsewhere"),
         }
     }
 
-    /// Whether exactly so many batches are seen to wait, before any of them is answered.
-    fn sees_waiting(&mut self, returned: u64) -> bool {
-        let deadline = Instant::now() + ROOM_WITHIN;
-        while Instant::now() < deadline {
-            let waiting = self.waiting();
-            if waiting.returned == returned && waiting.credit == 0 {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn until_nothing_waits(&mut self) -> Waiting {
-        let deadline = Instant::now() + Duration::from_secs(20);
+    /// Looks until it is so.
+    pub fn until(&mut self, is_so: impl Fn(&Waiting) -> bool) -> Waiting {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let waiting = self.waiting();
-            if (waiting.returned, waiting.credit) == (0, 0) {
+            if is_so(&waiting) {
                 return waiting;
             }
             assert!(Instant::now() < deadline, "{waiting:?}");
         }
+    }
+
+    /// So many batches, whatever `send` sends, find no room, all of them before the first has come back.
+    pub fn send_back(&mut self, returned: usize, send: impl FnOnce(&mut Self)) -> Waiting {
+        self.patient.store(true, Ordering::Relaxed);
+        self.forwarded_held.store(true, Ordering::Relaxed);
+        send(self);
+        self.until(|waiting| waiting.credit == returned as u64);
+        self.forwarded_held.store(false, Ordering::Relaxed);
+        self.until(|waiting| waiting.returned == returned as u64 && waiting.credit == 0)
+    }
+
+    pub fn until_nothing_waits(&mut self) -> Waiting {
+        self.until(|waiting| [waiting.returned, waiting.credit, waiting.bytes, waiting.for_credit] == [0; 4])
+    }
+
+    /// Bytes of the frame of such a batch.
+    pub fn frame_len(&self, body: usize) -> u64 {
+        let (payload, mut bytes) = (batch(&vec![8; body]), Vec::new());
+        Request::Produce(self.produce(&payload)).encode(Correlation(0), &mut bytes);
+        bytes.len() as u64
+    }
+
+    /// A fetch of the queue's first batch, by the observer.
+    pub fn fetch(&mut self) -> Said {
+        let (topic, queue) = (self.topic, QueueId(self.queue));
+        let (epoch, offset) = (Epoch::ANY, QueueOffset(0));
+        self.observer.ask(&Request::Fetch(Fetch { topic, queue, epoch, offset, max_messages: 1, max_bytes: 50_000 }))
     }
 }
 
@@ -148,29 +199,36 @@ fn is(said: &Said, expected: ErrorCode) -> bool {
 
 #[test]
 fn batches_without_room_wait_without_credit_and_hold_up_no_other_request() {
-    let seen = in_time(|| {
-        let mut full = Full::new(&[]);
-        let subscription = full.observer.subscribe(full.topic, full.queue).subscription;
-        let sent = [BODY, BODY, 200_000].map(|body| full.send_far(body));
-        let seen = full.sees_waiting(sent.len() as u64) && {
-            let (epoch, offset) = (Epoch::ANY, QueueOffset(0));
-            let credit = Credit { subscription, messages: 1, bytes: 1 };
-            full.observer.send(&Request::Credit(credit));
-            full.observer.ask(&Request::Ack(Ack { subscription, epoch, offset }));
-            let (topic, queue) = (full.topic, QueueId(full.queue));
-            let fetch = Fetch { topic, queue, epoch, offset, max_messages: 1, max_bytes: 50_000 };
-            assert!(matches!(full.observer.ask(&Request::Fetch(fetch)), Said::Fetched { .. }));
-            full.waiting().returned == sent.len() as u64
-        };
-        for expected in sent {
-            let (correlation, said) = full.far.receive();
-            assert!(is(&said, ErrorCode::Busy), "{said:?}");
-            assert_eq!(correlation, expected);
+    let mut full = Full::new(&[]);
+    let subscription = full.observer.subscribe(full.topic, full.queue).subscription;
+    let bodies = [BODY, BODY, 200_000];
+    let mut sent: Vec<Correlation> = Vec::new();
+    let waiting = full.send_back(bodies.len(), |full| sent.extend(bodies.map(|body| full.send_far(body))));
+    assert_eq!(waiting.bytes, bodies.iter().map(|&body| full.frame_len(body)).sum::<u64>());
+    let credit = Credit { subscription, messages: 1, bytes: 1 };
+    full.observer.send(&Request::Credit(credit));
+    full.observer.ask(&Request::Unsubscribe(Unsubscribe { subscription }));
+    assert!(matches!(full.fetch(), Said::Fetched { .. }));
+    let before = full.waiting();
+    assert_eq!(before.returned, sent.len() as u64);
+    // Another batch of theirs is not sent past them.
+    sent.push(full.send_far(BODY));
+    let after = full.until(|waiting| waiting.at_gates == 1 || waiting.forwarded > before.forwarded);
+    assert_eq!(after.forwarded, before.forwarded);
+    full.release();
+    let mut last = None;
+    for expected in sent {
+        match full.far.receive() {
+            (correlation, Said::Stored(stored)) => {
+                assert_eq!(correlation, expected);
+                assert!(last < Some(stored.base_offset), "{last:?}");
+                last = Some(stored.base_offset);
+            }
+            other => panic!("{other:?}"),
         }
-        full.until_nothing_waits();
-        seen
-    });
-    assert!(seen, "other requests are answered while batches wait");
+    }
+    full.until_nothing_waits();
+    assert!(full.serving.stop().is_ok());
 }
 
 #[test]
@@ -186,7 +244,7 @@ fn a_batch_that_finds_no_room_elsewhere_in_time_is_answered_busy_and_the_next_on
             assert_eq!(correlation, expected);
         }
         assert!(began.elapsed() >= ROOM_WITHIN);
-        assert_eq!(full.until_nothing_waits(), Waiting { returned: 0, credit: 0, busy: before + sent.len() as u64 });
+        assert_eq!(full.until_nothing_waits().busy, before + sent.len() as u64);
     }
     full.release();
     let stored = in_time(|| {
@@ -255,19 +313,14 @@ fn batches_that_waited_for_room_are_stored_in_the_order_in_which_they_were_sent(
 #[test]
 fn a_log_that_is_poisoned_while_batches_wait_elsewhere_answers_them() {
     let mut full = Full::new(&[TestFault::FailWrite(1)]);
-    full.send_far(BODY);
-    full.sees_waiting(1);
+    let mut sent = Vec::new();
+    full.send_back(2, |full| sent.extend([BODY, 200_000].map(|body| full.send_far(body))));
     full.release();
-    let poisoned = in_time(|| {
-        let said = full.far.receive().1;
-        let poisoned = is(&said, ErrorCode::Poisoned);
-        if !poisoned {
-            assert!(is(&said, ErrorCode::Busy), "{said:?}");
-            full.send_far(BODY);
-        }
-        poisoned
-    });
-    assert!(poisoned);
+    for expected in sent {
+        let (correlation, said) = full.far.receive();
+        assert!(is(&said, ErrorCode::Poisoned), "{said:?}");
+        assert_eq!(correlation, expected);
+    }
     full.until_nothing_waits();
 }
 
@@ -277,25 +330,29 @@ fn a_connection_that_is_closed_while_its_batches_wait_leaves_nothing_behind() {
         let figures = full.figures();
         [0, 1].map(|shard| figures["shards"][shard]["executor_figures"]["connections"].as_u64().expect("a number"))
     };
-    let dropped = in_time(|| {
-        let mut full = Full::new(&[]);
-        let before = (full.until_nothing_waits().busy, connections(&mut full));
-        let mut gone = full.serving.client(Some(0));
-        // It has a proxy at the other executor, too.
-        gone.subscribe(full.topic, full.queue);
-        let payload = batch(&[8; BODY]);
-        let produce = full.produce(&payload);
+    let mut full = Full::new(&[]);
+    let before = (full.waiting().busy, connections(&mut full));
+    let mut gone = full.serving.client(Some(0));
+    let payload = batch(&[8; BODY]);
+    let produce = full.produce(&payload);
+    full.send_back(5, |_| {
         for _ in 0..5 {
             gone.send(&Request::Produce(produce));
         }
-        let seen = full.sees_waiting(5);
-        drop(gone);
-        let after = full.until_nothing_waits().busy;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while connections(&mut full) != before.1 {
-            assert!(Instant::now() < deadline, "{:?}", before.1);
-        }
-        seen && after == before.0
     });
-    assert!(dropped, "they were forgotten, and not answered in vain");
+    // It has a proxy at the other executor, too, and more is on its way to it than its socket takes: the reset that follows is
+    // seen by both of its tasks.
+    for _ in 0..8 {
+        gone.subscribe(full.topic, full.queue);
+    }
+    drop(gone);
+    let deadline = Instant::now() + PATIENCE;
+    while connections(&mut full)[0] != before.1[0] {
+        assert!(Instant::now() < deadline, "{:?}", before.1);
+    }
+    let after = full.waiting();
+    assert_eq!((after.returned, after.bytes, after.busy), (0, 0, before.0), "they are forgotten, not answered in vain");
+    while connections(&mut full) != before.1 {
+        assert!(Instant::now() < deadline, "{:?}", before.1);
+    }
 }

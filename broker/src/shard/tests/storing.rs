@@ -1,11 +1,14 @@
 //! Batches on their way in, and out again: every layout of shards, large ones, and a ring that is full.
 
 use super::directories;
+use super::room::switch;
 use super::serving::{Said, batch, head, serve, settings};
-use crate::control::settings::{Settings, TestFault};
+use crate::control::settings::{Settings, Switch, TestFault};
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::DurableLevel;
+use peregrine_protocol::ids::{Correlation, DurableLevel};
 use peregrine_protocol::message::{Produce, Request, Stats};
+use std::io::Write;
+use std::sync::atomic::Ordering;
 
 fn produce_and_read(shards: u16) {
     let (data, rings) = directories();
@@ -139,4 +142,50 @@ fn a_full_ring_is_answered_busy_after_a_while_and_other_connections_go_on() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A batch that found no place for its acknowledgement waited for the next flush, or for ever where none came.
+#[test]
+fn a_batch_that_waits_for_a_place_among_the_acknowledgements_is_woken_when_one_comes_free() {
+    const BATCHES: u64 = 100;
+    let (data, rings) = directories();
+    let mut settings = settings(data.path(), rings.path(), 1);
+    let serving = serve(&settings);
+    let topic = serving.client(None).create("places", 1);
+    assert!(serving.stop().is_ok());
+    let held = switch(true);
+    settings.test_faults = vec![
+        TestFault::HoldFlushesWhile(Switch(held)),
+        TestFault::PatientWhile(Switch(held)),
+        TestFault::AcknowledgementPlaces(4),
+    ];
+    let serving = serve(&settings);
+    let (mut client, mut observer) = (serving.client(None), serving.client(None));
+    let payload = batch(b"one of many");
+    let mut bytes = Vec::new();
+    for number in 0..BATCHES {
+        let produce = Produce { head: head(topic, 0, DurableLevel::Memory, &payload), payload: &payload };
+        Request::Produce(produce).encode(Correlation(number), &mut bytes);
+    }
+    client.socket.write_all(&bytes).expect("send");
+    loop {
+        let figures: serde_json::Value = match observer.ask(&Request::Stats(Stats::Shards)) {
+            Said::Json(text) => serde_json::from_str(&text).expect("JSON"),
+            other => panic!("{other:?}"),
+        };
+        let figure = |name: &str| figures["shards"][0][name].as_u64().expect(name);
+        let lost = figure("waiting_for_room") > 0 && figure("waiting_acknowledgements") < 4;
+        assert!(!lost, "a place is free, and who waits for it was not woken");
+        if figure("produced_batches") == BATCHES {
+            break;
+        }
+    }
+    for number in 0..BATCHES {
+        match client.receive() {
+            (correlation, Said::Stored(_)) => assert_eq!(correlation.0, number),
+            other => panic!("{other:?}"),
+        }
+    }
+    held.store(false, Ordering::Relaxed);
+    assert!(serving.stop().is_ok());
 }
