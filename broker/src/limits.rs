@@ -108,6 +108,9 @@ pub const RING_DEPTH: usize = 512;
 pub const BACKGROUND_SHARES: usize = 50;
 /// An executor that has not moved for this long, while the watchdog itself ran, is taken for hung.
 pub const HUNG_AFTER: Duration = Duration::from_secs(10);
+/// And what of that time its thread must have had for itself: it ran, or waited for something that is no core. A beat is due every
+/// [`SWEEP_EVERY`] and costs far less than a millisecond; only a thread that got less than a tenth of a core is given longer.
+pub const HUNG_OWN_TIME: Duration = Duration::from_secs(1);
 /// Slots of the table of connections that the sweeper looks at in one turn, 20 ns each.
 pub const SWEEP_SLOTS: usize = 1024;
 /// How long a stop waits for the last flushes; a device that takes longer is broken.

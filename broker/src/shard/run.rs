@@ -83,8 +83,27 @@ pub fn run(
         make_directory(&settings.data, ShardId(shard))?;
     }
     sync_names(&settings.data)?;
-    let shards_each = usize::from(settings.shards).div_ceil(executors);
     let watchdog = Watchdog::start(executors).map_err(RunError::Executor)?;
+    let ended = serve_all(settings, identity, listener, stop, ready, &cores, layout, &watchdog);
+    // However it ended: an executor that was never started does not beat.
+    watchdog.end();
+    ended
+}
+
+/// Starts an executor on each of the first cores, and waits until all have stopped.
+#[expect(clippy::too_many_arguments, reason = "what a run is given, and what it was laid out to be")]
+fn serve_all(
+    settings: &Settings,
+    identity: &Identity,
+    listener: TcpListener,
+    stop: &Arc<AtomicBool>,
+    ready: impl FnOnce(Ready),
+    cores: &[usize],
+    layout: Layout,
+    watchdog: &Arc<Watchdog>,
+) -> Result<(), RunError> {
+    let executors = layout.executors;
+    let shards_each = usize::from(settings.shards).div_ceil(executors);
     let startup = Arc::new(Startup::new(settings.shards, executors));
     let mut listener = Some(listener);
     for (index, ends) in mesh::full(executors, shards_each).into_iter().enumerate() {
@@ -113,10 +132,9 @@ pub fn run(
         });
         watch_over(started.map_err(RunError::Executor)?, &startup)?;
     }
-    let messages_from_ring = startup.wait_recovered().inspect_err(|_| watchdog.end())?;
+    let messages_from_ring = startup.wait_recovered()?;
     ready(Ready { messages_from_ring });
     let mut failures = startup.wait_ended();
-    watchdog.end();
     if failures.is_empty() {
         return Ok(());
     }
@@ -139,6 +157,7 @@ fn watch_over(executor: runtime::Handle<()>, startup: &Arc<Startup>) -> Result<(
 
 /// One executor, from start to stop. What goes wrong is told through the start-up.
 async fn serve(task: Task) {
+    task.watchdog.runs_here(task.index);
     let startup = task.startup.clone();
     let shares = Shares::Static(BACKGROUND_SHARES);
     let background = glommio::executor().create_task_queue(shares, Latency::NotImportant, "background");
