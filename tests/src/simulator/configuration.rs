@@ -47,7 +47,7 @@ impl Configuration {
             ..Conditions::default()
         };
         Self {
-            shards: if random.one_in(3) { 2 } else { 1 },
+            shards: *random.pick(&[1, 1, 1, 1, 2, 2, 3]),
             ring_bytes,
             segment_bytes,
             flush: FlushOptions {

@@ -75,6 +75,7 @@ statistics! {
     acks_refused: "acknowledgements of places refused",
     resets: "places reset",
     turns_reset: "turns ended by a reset",
+    calms: "calms of groups",
     /// Queues of groups that were consumed to their end.
     finished: "queues finished by groups",
 }

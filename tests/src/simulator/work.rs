@@ -68,8 +68,10 @@ impl Simulation {
         loop {
             let now = self.machine.now();
             let of_logs = process.shards.iter().filter_map(|shard| shard.log.next_deadline());
+            let tick = self.consumers.settings.tick;
             let of_groups = process.shards.iter().filter_map(|shard| shard.engine.next_group_deadline());
-            let deadlines = of_logs.chain(of_groups).map(|deadline| deadline.0).chain(self.consumers.next_due());
+            let of_groups = of_groups.map(|deadline| deadline.0.next_multiple_of(tick));
+            let deadlines = of_logs.map(|deadline| deadline.0).chain(of_groups).chain(self.consumers.next_due());
             let until = deadlines.filter(|deadline| *deadline > now).min();
             let until = until.unwrap_or(target).min(target);
             let completed = self.machine.advance(until);

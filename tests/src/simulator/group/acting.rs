@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use super::group_ledger::Share;
 use super::member::{Manner, Member};
-use super::wire::{ConnectionId, Link, Message, Request};
+use super::wire::{ConnectionId, Link, Message};
 use crate::simulator::process::{Append, Waiting};
 use crate::simulator::simulation::{Process, Simulation};
 use crate::simulator::violation::{Violation, promise};
@@ -36,7 +36,8 @@ impl Simulation {
             68..71 => self.somebody(Self::changes_its_mind),
             71..77 => return self.reset_somewhere(process),
             77..80 => self.repeat_an_assignment(process),
-            80..90 => {
+            80 => return self.calm_down(process),
+            81..90 => {
                 let target = self.machine.now() + self.random.below(600_000_000);
                 return self.pass_time(process, target);
             }
@@ -73,7 +74,11 @@ impl Simulation {
         let shards = usize::from(self.configuration.shards);
         let only = self.random.coin().then(|| self.random.below(shards as u64) as usize);
         for shard in (0..shards).filter(|shard| only.is_none_or(|only| only == *shard)) {
-            if let Some(connection) = self.consumers.members[index].disconnected(shard) {
+            let client = self.consumers.members[index].speaks_for;
+            for member in self.consumers.members.iter_mut().filter(|member| member.speaks_for == client) {
+                member.disconnected(shard);
+            }
+            if let Some(connection) = self.consumers.clients[client][shard].take() {
                 self.breaks(connection);
             }
         }
@@ -88,7 +93,7 @@ impl Simulation {
             self.consumers.wire.lose_requests(connection);
         }
         let delay = self.random.between(1_000, self.consumers.settings.delay_max);
-        let message = Message::Request { from: connection, request: Request::Closed };
+        let message = Message::Closed { from: connection };
         self.consumers.wire.send(Link::Up(connection), self.machine.now(), delay, message);
     }
 
@@ -97,7 +102,8 @@ impl Simulation {
         let old = &self.consumers.members[index];
         let Some(group) = self.consumers.known.get(old.group).cloned() else { return };
         let (name, client, topics) = (old.name.clone(), old.client.clone(), old.topics.clone());
-        let client = if self.random.one_in(3) { client } else { self.next_name("client") };
+        let (other, connections) = self.new_client();
+        let client = (if self.random.one_in(3) { client } else { other }, connections);
         let manner = self.some_manner();
         self.add(name, client, &group, topics, manner);
     }
@@ -129,18 +135,39 @@ impl Simulation {
         }
         let group = self.random.pick(&groups).clone();
         let topics = self.some_topics(&group);
-        let (name, client) = (self.next_name("member"), self.next_name("client"));
+        let name = self.next_name("member");
+        let there = self.members_there();
+        let client = if !there.is_empty() && self.random.one_in(3) {
+            let other = &self.consumers.members[*self.random.pick(&there)];
+            (other.client.clone(), other.speaks_for)
+        } else {
+            self.new_client()
+        };
         let manner = self.some_manner();
         self.add(name, client, &group, topics, manner);
     }
 
-    fn some_manner(&mut self) -> Manner {
+    pub(super) fn some_manner(&mut self) -> Manner {
         if self.random.one_in(3) { Manner::Slow } else { Manner::Usual }
     }
 
-    pub(super) fn add(&mut self, name: String, client: String, group: &Group, topics: Vec<TopicId>, manner: Manner) {
+    pub(super) fn add(
+        &mut self,
+        name: String,
+        client: (String, usize),
+        group: &Group,
+        topics: Vec<TopicId>,
+        manner: Manner,
+    ) {
         let member = Member::new(name, client, group, topics, self.configuration.shards, manner);
         self.consumers.members.push(member);
+    }
+
+    /// A client with connections of its own.
+    pub(super) fn new_client(&mut self) -> (String, usize) {
+        let shards = usize::from(self.configuration.shards);
+        self.consumers.clients.push(vec![None; shards]);
+        (self.next_name("client"), self.consumers.clients.len() - 1)
     }
 
     pub(super) fn next_name(&mut self, what: &str) -> String {

@@ -27,7 +27,7 @@ use crate::simulator::reader::check_visible;
 use crate::simulator::violation::{Violation, promise};
 
 /// A drain's time, and what a shard may take to look at it, nanoseconds.
-const DRAINED_WITHIN: u64 = GROUP_DRAIN.0 + 1_000_000;
+const DRAINED_WITHIN: u64 = GROUP_DRAIN.0 + 101_000_000;
 
 /// A queue in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,6 +93,16 @@ struct Turn {
     may_be_reset: bool,
 }
 
+/// An entry that is being appended.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    shard: usize,
+    share: Share,
+    epoch: Epoch,
+    offset: QueueOffset,
+    payload_crc: u32,
+}
+
 /// The newest assignment that a shard was told.
 type Newest = (u64, BTreeMap<(TopicId, QueueId), MemberId>);
 
@@ -104,7 +114,7 @@ pub struct GroupLedger {
     turns: BTreeMap<(usize, u64), Turn>,
     newest: BTreeMap<(usize, GroupId), Newest>,
     /// An append that a crash may have struck.
-    attempt: Option<(usize, Share, Epoch, QueueOffset)>,
+    attempt: Option<Attempt>,
 }
 
 impl Book {
@@ -365,7 +375,8 @@ impl GroupLedger {
 
     /// Before an append: if a crash strikes within it, the entry may be found or not.
     pub fn attempts(&mut self, shard: usize, share: Share, entry: &OffsetEntry) {
-        self.attempt = Some((shard, share, entry.epoch, entry.offset));
+        let OffsetEntry { epoch, offset, ref draft, .. } = *entry;
+        self.attempt = Some(Attempt { shard, share, epoch, offset, payload_crc: draft.payload_crc });
     }
 
     pub fn refused(&mut self) {
@@ -374,7 +385,7 @@ impl GroupLedger {
 
     /// The entry was appended and applied.
     pub fn appended(&mut self, header: &EntryHeader, mover: Mover, ledger: &Ledger) -> Result<(), Violation> {
-        let Some((shard, share, epoch, offset)) = self.attempt.take() else { return Ok(()) };
+        let Some(Attempt { shard, share, epoch, offset, .. }) = self.attempt.take() else { return Ok(()) };
         let Some(book) = self.books.get_mut(&share) else { return Ok(()) };
         if book.is_gone {
             return Ok(());
@@ -456,12 +467,12 @@ impl GroupLedger {
     /// A shard's log came up, and `ledger` knows what of it is left.
     pub fn recovered(&mut self, shard: usize, ledger: &Ledger) {
         self.books.retain(|_, book| book.shard != shard || !book.is_gone);
-        let attempt = self.attempt.take_if(|(of, ..)| *of == shard);
+        let attempt = self.attempt.take_if(|attempt| attempt.shard == shard);
         let last = ledger.records().last().map(|record| record.header);
         let unknown = |position| self.books.values().all(|book| book.shard != shard || !book.has(position));
-        if let (Some((_, share, epoch, offset)), Some(header)) = (attempt, last)
+        if let (Some(Attempt { share, epoch, offset, payload_crc, .. }), Some(header)) = (attempt, last)
             && header.kind == EntryKind::GroupOffsets
-            && (header.topic, header.queue) == (share.topic, share.queue)
+            && header.payload_crc == payload_crc
             && unknown(header.position)
             && let Some(book) = self.books.get_mut(&share)
         {

@@ -9,7 +9,7 @@ use peregrine_broker::log::disk::simulated::Random;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Epoch, GroupId, MemberId, QueueId, QueueOffset, SubscriptionId, TopicId};
 
-use super::wire::{ConnectionId, Push, Request};
+use super::wire::{Push, Request};
 use crate::simulator::violation::{Violation, promise};
 
 /// A member that has been told its queues.
@@ -54,11 +54,13 @@ pub struct Member {
     pub group: GroupId,
     pub home: usize,
     pub topics: Vec<TopicId>,
-    /// By shard.
-    pub connections: Vec<Option<ConnectionId>>,
+    /// Whose connections it uses.
+    pub speaks_for: usize,
     session: Option<Session>,
     /// What it was when it joined last.
     known: Option<MemberId>,
+    /// What it was assigned last.
+    last_queues: Vec<(TopicId, QueueId)>,
     held: Vec<Held>,
     /// It does nothing before.
     pub asleep_until: u64,
@@ -66,23 +68,31 @@ pub struct Member {
     pub inbox: VecDeque<(usize, Push)>,
     /// It has left, or was told to go.
     pub is_gone: bool,
-    manner: Manner,
+    pub manner: Manner,
     tokens: u64,
     /// What it asks of which shard.
     pub requests: Vec<(usize, Request)>,
 }
 
 impl Member {
-    pub fn new(name: String, client: String, group: &Group, topics: Vec<TopicId>, shards: u16, manner: Manner) -> Self {
+    pub fn new(
+        name: String,
+        (client, speaks_for): (String, usize),
+        group: &Group,
+        topics: Vec<TopicId>,
+        shards: u16,
+        manner: Manner,
+    ) -> Self {
         Self {
             name,
             client,
             group: group.id,
             home: usize::from(group.home_shard(shards).0),
             topics,
-            connections: vec![None; usize::from(shards)],
+            speaks_for,
             session: None,
             known: None,
+            last_queues: Vec::new(),
             held: Vec::new(),
             asleep_until: 0,
             next_beat: 0,
@@ -96,7 +106,6 @@ impl Member {
 
     /// Its connections broke, as the process at their other end is gone.
     pub fn process_ended(&mut self) {
-        self.connections.fill(None);
         self.held.clear();
         self.inbox.clear();
         self.requests.clear();
@@ -105,13 +114,12 @@ impl Member {
     }
 
     /// One connection broke.
-    pub fn disconnected(&mut self, shard: usize) -> Option<ConnectionId> {
+    pub fn disconnected(&mut self, shard: usize) {
         self.held.retain(|held| held.shard != shard);
         self.inbox.retain(|(of, _)| *of != shard);
         if shard == self.home {
             self.session = None;
         }
-        self.connections[shard].take()
     }
 
     pub fn leave(&mut self) {
@@ -128,7 +136,12 @@ impl Member {
 
     /// What it does every so often: it says that it is there and tries again what came to nothing.
     pub fn beat(&mut self, random: &mut Random, route: &impl Fn(TopicId, QueueId) -> Option<usize>) {
-        let Some(session) = self.session.clone() else { return self.rejoin() };
+        let Some(session) = self.session.clone() else {
+            if !self.is_diligent() && random.one_in(6) {
+                self.subscribe_as_before(random, route);
+            }
+            return self.rejoin();
+        };
         let Session { member, number, ref queues } = session;
         self.requests.push((self.home, Request::Heartbeat { member, number }));
         for &(topic, queue) in queues {
@@ -191,6 +204,16 @@ impl Member {
         });
     }
 
+    /// It does not know that it is a member no more.
+    fn subscribe_as_before(&mut self, random: &mut Random, route: &impl Fn(TopicId, QueueId) -> Option<usize>) {
+        let Some(member) = self.known.filter(|_| !self.last_queues.is_empty()) else { return };
+        let (topic, queue) = *random.pick(&self.last_queues);
+        let credit = self.credit(random);
+        if let Some(shard) = route(topic, queue) {
+            self.requests.push((shard, Request::Subscribe { token: 0, member, topic, queue, credit }));
+        }
+    }
+
     fn acknowledge(&mut self, at: usize, all: bool, random: &mut Random) {
         let held = &self.held[at];
         let (Some(subscription), Some((epoch, end))) = (held.id, held.received) else { return };
@@ -245,6 +268,7 @@ impl Member {
                     return Ok(());
                 }
                 (session.number, session.queues) = (number, queues.clone());
+                self.last_queues.clone_from(&queues);
                 for &(topic, queue) in &queues {
                     if self.held.iter().all(|held| (held.topic, held.queue) != (topic, queue)) {
                         self.subscribe(random, (topic, queue), route);
@@ -254,12 +278,15 @@ impl Member {
             Push::Fenced { member, code } => {
                 if self.session.as_ref().is_some_and(|session| session.member == member) {
                     self.session = None;
-                    self.is_gone |= code == ErrorCode::GroupDeleted || code == ErrorCode::MemberFenced && random.coin();
+                    self.is_gone |= code == ErrorCode::GroupDeleted
+                        || code == ErrorCode::MemberFenced && (self.manner == Manner::Diligent || random.coin());
                 }
             }
             Push::Subscribed { token, answer } => {
                 let Some(at) = self.held.iter().position(|held| held.token == token) else {
-                    if let Ok(subscription) = answer {
+                    if let Ok(subscription) = answer
+                        && (self.is_diligent() || random.coin())
+                    {
                         self.requests.push((shard, Request::Unsubscribe { subscription }));
                     }
                     return Ok(());

@@ -46,6 +46,8 @@ pub struct GroupSettings {
     pub one_in: u64,
     pub silence: Nanos,
     pub grace: Nanos,
+    /// How often shards look for what is due, nanoseconds.
+    pub tick: u64,
     /// How long a message is under way, at most.
     pub delay_max: u64,
     pub groups_max: usize,
@@ -58,6 +60,7 @@ impl GroupSettings {
             one_in: *random.pick(&[0, 2, 3]),
             silence: Nanos::from_millis(*random.pick(&[400, 1_000, 3_000])),
             grace: Nanos::from_millis(*random.pick(&[0, 300, 2_000])),
+            tick: *random.pick(&[1, 100_000_000]),
             delay_max: *random.pick(&[50_000, 2_000_000, 200_000_000]),
             groups_max: random.between(1, 3) as usize,
             members_max: random.between(2, 7) as usize,
@@ -74,7 +77,9 @@ pub struct Consumers {
     roll: Roll,
     members: Vec<Member>,
     wire: Wire,
-    /// The member and the shard at the ends of each connection that its shard has not seen closed.
+    /// By client and shard.
+    clients: Vec<Vec<Option<ConnectionId>>>,
+    /// The client and the shard at the ends of each connection that its shard has not seen closed.
     connections: BTreeMap<ConnectionId, (usize, usize)>,
     last_connection: u64,
     /// Names of members and clients made so far.
@@ -93,6 +98,7 @@ impl Consumers {
             roll,
             members: Vec::new(),
             wire: Wire::default(),
+            clients: Vec::new(),
             connections: BTreeMap::new(),
             last_connection: FIRST_CONNECTION,
             names: 0,
@@ -109,6 +115,7 @@ impl Consumers {
     pub fn process_ended(&mut self) {
         self.wire.clear();
         self.connections.clear();
+        self.clients.iter_mut().for_each(|client| client.fill(None));
         self.assigned.clear();
         self.ledger.crashed();
         self.roll.crashed();

@@ -39,7 +39,8 @@ impl Simulation {
         for shard in 0..process.shards.len() {
             let now = self.now();
             let engine = &mut process.shards[shard].engine;
-            if engine.next_group_deadline().is_some_and(|deadline| deadline <= now) {
+            let tick = self.consumers.settings.tick;
+            if engine.next_group_deadline().is_some_and(|deadline| deadline.0.next_multiple_of(tick) <= now.0) {
                 engine.group_tick(now);
             }
             // A full log may put it off for longer.
@@ -78,12 +79,13 @@ impl Simulation {
         self.random.between(1_000, max)
     }
 
-    fn push(&mut self, to: ConnectionId, push: Push) {
-        self.dispatch(Link::Down(to), Message::Push { to, push });
+    fn answer_member(&mut self, to: ConnectionId, member: usize, push: Push) {
+        self.dispatch(Link::Down(to), Message::Push { to, member: Some(member), push });
     }
 
     pub fn push_to(&mut self, owner: ReaderOwner, push: Push) {
-        self.push(ConnectionId(owner.0), push);
+        let to = ConnectionId(owner.0);
+        self.dispatch(Link::Down(to), Message::Push { to, member: None, push });
     }
 
     fn arrives(&mut self, process: &mut Process, message: Message) -> Result<(), Violation> {
@@ -96,17 +98,25 @@ impl Simulation {
                 self.assign(process, to, &assigned);
                 Ok(())
             }
-            Message::Request { from, request } => self.requested(process, from, request),
+            Message::Request { from, member, request } => self.requested(process, from, member, request),
+            Message::Closed { from } => {
+                self.closed(process, from);
+                Ok(())
+            }
             Message::Sent { shard, subscription } => {
                 process.shards[shard].engine.delivered(subscription);
                 Ok(())
             }
-            Message::Push { to, push } => {
-                // Its member may have given the connection up.
-                if let Some((member, shard)) = self.consumers.connections.get(&to).copied()
-                    && self.consumers.members[member].connections[shard] == Some(to)
+            Message::Push { to, member, push } => {
+                // Its client may have given the connection up.
+                if let Some((client, shard)) = self.consumers.connections.get(&to).copied()
+                    && self.consumers.clients[client][shard] == Some(to)
                 {
-                    self.consumers.members[member].inbox.push_back((shard, push));
+                    let members = self.consumers.members.iter_mut().enumerate();
+                    let wanted = |index| member.is_none_or(|member| member == index);
+                    for (_, member) in members.filter(|(index, member)| member.speaks_for == client && wanted(*index)) {
+                        member.inbox.push_back((shard, push.clone()));
+                    }
                 }
                 Ok(())
             }
@@ -159,8 +169,14 @@ impl Simulation {
 
     // Members.
 
-    fn requested(&mut self, process: &mut Process, from: ConnectionId, request: Request) -> Result<(), Violation> {
-        let Some((index, shard)) = self.consumers.connections.get(&from).copied() else { return Ok(()) };
+    fn requested(
+        &mut self,
+        process: &mut Process,
+        from: ConnectionId,
+        index: usize,
+        request: Request,
+    ) -> Result<(), Violation> {
+        let Some((_, shard)) = self.consumers.connections.get(&from).copied() else { return Ok(()) };
         let (owner, now, wall) = (ReaderOwner(from.0), self.now(), self.wall());
         let member = &self.consumers.members[index];
         let (group, name, client, topics) =
@@ -177,7 +193,7 @@ impl Simulation {
                     self.statistics.joined += 1;
                     self.consumers.roll.joined(group, &name, joined.member, owner, &topics, now)?;
                 }
-                self.push(from, Push::Joined(joined.map_err(|refusal| refusal.code())));
+                self.answer_member(from, index, Push::Joined(joined.map_err(|refusal| refusal.code())));
             }
             Request::Leave { member } => {
                 if process.shards[shard].engine.leave_group(owner, group, member).is_ok() {
@@ -190,7 +206,7 @@ impl Simulation {
                 if heard.is_ok() {
                     self.consumers.roll.heard(group, member, now);
                 }
-                self.push(from, Push::Heard(heard.map_err(|refusal| refusal.code())));
+                self.answer_member(from, index, Push::Heard(heard.map_err(|refusal| refusal.code())));
             }
             Request::Subscribe { token, member, topic, queue, credit } => {
                 let share = Share { group, topic, queue };
@@ -213,7 +229,7 @@ impl Simulation {
                         Err(refusal.code())
                     }
                 };
-                self.push(from, Push::Subscribed { token, answer });
+                self.answer_member(from, index, Push::Subscribed { token, answer });
             }
             Request::Unsubscribe { subscription } => {
                 if process.shards[shard].engine.unsubscribe(owner, subscription).is_ok() {
@@ -229,15 +245,18 @@ impl Simulation {
             Request::Ack { subscription, epoch, offset } => {
                 self.acknowledged_by_member(process, (shard, from), subscription, (epoch, offset))?;
             }
-            Request::Closed => {
-                self.machine.note(&("connection lost", &name, shard));
-                self.consumers.connections.remove(&from);
-                self.consumers.ledger.detached(shard, owner);
-                self.consumers.roll.detached(owner, now);
-                process.shards[shard].engine.detach(owner, now);
-            }
         }
         Ok(())
+    }
+
+    /// A shard learns that a connection is gone.
+    fn closed(&mut self, process: &mut Process, from: ConnectionId) {
+        let Some((client, shard)) = self.consumers.connections.remove(&from) else { return };
+        let (owner, now) = (ReaderOwner(from.0), self.now());
+        self.machine.note(&("connection lost", client, shard));
+        self.consumers.ledger.detached(shard, owner);
+        self.consumers.roll.detached(owner, now);
+        process.shards[shard].engine.detach(owner, now);
     }
 
     /// Members read what has come, and say that they are there.
@@ -269,19 +288,20 @@ impl Simulation {
     pub fn send_requests(&mut self, index: usize) {
         for (shard, request) in std::mem::take(&mut self.consumers.members[index].requests) {
             let connection = self.connection(index, shard);
-            self.dispatch(Link::Up(connection), Message::Request { from: connection, request });
+            self.dispatch(Link::Up(connection), Message::Request { from: connection, member: index, request });
         }
     }
 
     fn connection(&mut self, index: usize, shard: usize) -> ConnectionId {
         let consumers = &mut self.consumers;
-        if let Some(connection) = consumers.members[index].connections[shard] {
+        let client = consumers.members[index].speaks_for;
+        if let Some(connection) = consumers.clients[client][shard] {
             return connection;
         }
         consumers.last_connection += 1;
         let connection = ConnectionId(consumers.last_connection);
-        consumers.members[index].connections[shard] = Some(connection);
-        consumers.connections.insert(connection, (index, shard));
+        consumers.clients[client][shard] = Some(connection);
+        consumers.connections.insert(connection, (client, shard));
         connection
     }
 

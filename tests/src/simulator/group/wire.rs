@@ -8,7 +8,7 @@ use peregrine_broker::engine::{CatalogueState, Credit, Joined};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Epoch, GroupId, MemberId, QueueId, QueueOffset, SubscriptionId, TopicId};
 
-/// A member's connection to one shard.
+/// A client's connection to one shard, over which several members may speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 
@@ -48,10 +48,16 @@ pub enum Message {
     },
     Request {
         from: ConnectionId,
+        member: usize,
         request: Request,
+    },
+    Closed {
+        from: ConnectionId,
     },
     Push {
         to: ConnectionId,
+        /// Whose request it answers; none where it is for whoever knows what it is about.
+        member: Option<usize>,
         push: Push,
     },
     /// The socket has taken a batch.
@@ -71,7 +77,6 @@ pub enum Request {
     Unsubscribe { subscription: SubscriptionId },
     Credit { subscription: SubscriptionId, credit: Credit },
     Ack { subscription: SubscriptionId, epoch: Epoch, offset: QueueOffset },
-    Closed,
 }
 
 /// What a member is told.
@@ -120,7 +125,7 @@ impl Wire {
         self.messages.is_empty()
     }
 
-    /// A member's connection broke without a word: what was under way to the shard is lost.
+    /// A connection broke without a word: what was under way to the shard is lost.
     pub fn lose_requests(&mut self, connection: ConnectionId) {
         self.messages.retain(|_, message| !matches!(message, Message::Request { from, .. } if *from == connection));
     }
