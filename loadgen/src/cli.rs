@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use peregrine_protocol::limits::GROUP_TOPICS_MAX;
+
 use crate::stamp::STAMP_BYTES;
 
 /// Peregrine's load generator.
@@ -87,19 +89,23 @@ pub struct LoadArgs {
     /// Producers; each sends to all queues in turn.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub producers: u32,
-    /// Consumers; the queues are divided among them, each is read by one.
+    /// Consumers. Without --groups they are readers: the queues are divided among them, each is read by one. With --groups
+    /// this is the number of members of each group.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub consumers: u32,
+    /// Consumer groups, made for the run. Each consumes every message, with --consumers members of its own. 0 for readers.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub groups: u32,
     /// Take message content from this file's lines instead of pseudo-random bytes.
     #[arg(long, value_name = "FILE")]
     pub payload: Option<PathBuf>,
     /// Cores for the generator's threads, one each, as in 1,3. Otherwise those that no shard owns.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cores: Vec<usize>,
-    /// Names of topics begin with this; a number is added.
+    /// Names of topics and groups begin with this; a number is added.
     #[arg(long, value_name = "PREFIX", default_value = "loadgen")]
     pub topic_prefix: String,
-    /// Do not delete the run's topics at its end.
+    /// Do not delete the run's topics and groups at its end.
     #[arg(long)]
     pub keep_topics: bool,
 }
@@ -157,7 +163,13 @@ impl LoadArgs {
         if self.size < STAMP_BYTES {
             return Err(format!("--size is at least {STAMP_BYTES}, the bytes of the generator's stamp"));
         }
-        if self.consumers > queues {
+        if self.groups > 0 && self.consumers == 0 {
+            return Err("a group needs members: --consumers is at least 1 with --groups".to_owned());
+        }
+        if self.groups > 0 && self.topics as usize > GROUP_TOPICS_MAX {
+            return Err(format!("--topics {}: a group takes at most {GROUP_TOPICS_MAX}", self.topics));
+        }
+        if self.groups == 0 && self.consumers > queues {
             return Err(format!("{} consumers cannot divide {queues} queues among them", self.consumers));
         }
         if self.duration.is_zero() {
@@ -195,6 +207,8 @@ mod tests {
         assert!(run.load.check().is_ok());
         let narrow = LoadArgs { consumers: 9, ..run.load.clone() };
         assert!(narrow.check().is_err());
+        assert!(LoadArgs { groups: 2, ..narrow }.check().is_ok(), "a group may have members to spare");
+        assert!(LoadArgs { groups: 2, consumers: 0, ..run.load.clone() }.check().is_err());
         assert!(LoadArgs { size: 47, ..run.load }.check().is_err());
     }
 

@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
+use crate::audience::Listening;
 use crate::clock::{Clock, Ns};
 use crate::lanes::{Lanes, Ready};
 use crate::schedule::Share;
 use crate::tally::Tally;
-use crate::transport::{Events, Offer, Refusal, Transport, TransportError};
+use crate::transport::{Events, Offer, Origin, Refusal, Transport, TransportError};
 use crate::workload::Workload;
 
 /// Messages offered in one turn at most: what comes in is looked at between any two such bursts.
@@ -64,34 +65,34 @@ struct Book {
     workload: Arc<Workload>,
     lanes: Lanes,
     tally: Tally,
-    /// First deliveries that are still to come to this thread's readers.
+    /// First deliveries that are still to come to this thread's consumers.
     awaited: u64,
 }
 
 impl<T: Transport, C: Time> Generator<T, C> {
-    /// Thread `thread` of `threads`, whose readers read `queues`.
+    /// Thread `thread` of `threads`, whose consumers listen so.
     pub fn new(
         transport: T,
         time: C,
         idle: Idle,
         workload: &Arc<Workload>,
         (thread, threads): (u32, u32),
-        queues: &[u32],
+        listening: &Listening,
         drain: Ns,
     ) -> Self {
         let schedule = &workload.schedule;
         let book = Book {
             workload: Arc::clone(workload),
             lanes: Lanes::new(schedule, thread, threads),
-            tally: Tally::new(workload.run, schedule),
-            awaited: queues.iter().map(|queue| schedule.messages_of_queue(*queue)).sum(),
+            tally: Tally::new(workload.run, schedule, listening),
+            awaited: listening.awaited(schedule),
         };
         Self { transport, time, idle, share: Share::new(schedule, thread, threads), book, drain }
     }
 
     /// Runs the schedule to its end and waits for what is still to come, at most for the drain time.
     pub fn run(mut self) -> Outcome {
-        let failure = self.drive().err();
+        let failure = self.drive().and_then(|()| self.transport.close(&mut self.book)).err();
         Outcome { tally: self.book.tally, failure }
     }
 
@@ -204,8 +205,8 @@ impl Events for Book {
         }
     }
 
-    fn delivered(&mut self, queue: u32, body: &[u8], now: Ns) {
-        if self.tally.deliver(queue, body, now) {
+    fn delivered(&mut self, origin: &Origin, body: &[u8], now: Ns) {
+        if self.tally.deliver(origin, body, now) {
             self.awaited = self.awaited.saturating_sub(1);
         }
     }

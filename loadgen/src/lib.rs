@@ -5,11 +5,13 @@
 //! byte. A run that the generator itself slowed down says INVALID. The modules, from what needs nobody to what needs all:
 //!
 //! - [`clock`], [`schedule`], [`stamp`], [`content`], [`workload`]: which messages there are;
-//! - [`latency`], [`tally`]: what came of them;
+//! - [`latency`], [`audience`], [`tally`]: what came of them;
 //! - [`transport`], [`lanes`], [`generator`]: one thread that sends and sees them, over anything;
 //! - [`connection`], [`wire`]: the connections to a broker; [`floor`]: the machine without one;
 //! - [`run`], [`find_rate`], [`report`], [`markdown`], [`cli`]: a run from its flags to its table.
 
+pub mod audience;
+mod bits;
 pub mod cli;
 pub mod clock;
 pub mod connection;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::audience::Audience;
 use crate::clock::{Ns, SECOND};
 use crate::latency::{Latencies, PERCENTILES};
 use crate::tally::Tally;
@@ -58,8 +59,10 @@ pub struct Shape {
     pub queues: u32,
     /// Producers.
     pub producers: u32,
-    /// Consumers.
+    /// Consumers; with groups, members of each.
     pub consumers: u32,
+    /// Consumer groups; 0 for readers.
+    pub groups: u32,
     /// Whose bytes were sent: a file, or `random`.
     pub payload: String,
 }
@@ -80,12 +83,31 @@ pub struct GeneratorFacts {
 pub struct Throughput {
     /// Acknowledgements within the measured span, per second.
     pub acknowledged_per_s: f64,
-    /// Deliveries within the measured span, per second.
+    /// Deliveries within the measured span, per second, all groups together.
     pub delivered_per_s: f64,
     /// Bytes of acknowledged message bodies per second, in MiB.
     pub acknowledged_mib_per_s: f64,
     /// The broker's flushes per second over the whole run; `null` where it does not count them.
     pub flushes_per_s: Option<f64>,
+}
+
+/// What one consumer group saw.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct GroupCounts {
+    /// Its name.
+    pub group: String,
+    /// Messages delivered at least once.
+    pub delivered: u64,
+    /// Acknowledged, and not delivered by the end of the drain time.
+    pub lost: u64,
+    /// Deliveries of messages that had been delivered, of which the broker did not say so.
+    pub duplicate: u64,
+    /// Deliveries of messages that had been delivered, by a later attempt: their queue had changed hands.
+    pub redelivered: u64,
+    /// First deliveries behind a later message of the same producer and queue.
+    pub reordered: u64,
+    /// Deliveries whose bytes were not those of the message that belongs there.
+    pub corrupt: u64,
 }
 
 /// The whole report.
@@ -107,16 +129,20 @@ pub struct Report {
     pub sent: u64,
     /// Messages acknowledged.
     pub acknowledged: u64,
-    /// Messages delivered at least once.
+    /// Messages delivered at least once; with groups this and the next four are sums over them.
     pub delivered: u64,
     /// Acknowledged, and not delivered by the end of the drain time.
     pub lost: u64,
-    /// Deliveries of messages that had been delivered.
+    /// Deliveries of messages that had been delivered, of which the broker did not say so.
     pub duplicate: u64,
     /// First deliveries behind a later message of the same producer and queue.
     pub reordered: u64,
     /// Deliveries whose bytes were not those of the message that belongs there.
     pub corrupt: u64,
+    /// Deliveries of messages that had been delivered, by a later attempt: their queue had changed hands. No fault.
+    pub redelivered: u64,
+    /// Group by group.
+    pub groups: Vec<GroupCounts>,
     /// Messages refused for good.
     pub rejected: u64,
     /// Messages sent again after a retriable refusal.
@@ -150,9 +176,10 @@ impl Report {
         self.acknowledged = tally.acknowledged();
         self.delivered = tally.delivered();
         self.lost = if self.shape.consumers == 0 { 0 } else { tally.lost() };
-        self.duplicate = tally.duplicate;
-        self.reordered = tally.reordered;
-        self.corrupt = tally.corrupt;
+        self.duplicate = tally.sum(|audience| audience.duplicate);
+        self.redelivered = tally.sum(|audience| audience.redelivered);
+        self.reordered = tally.sum(|audience| audience.reordered);
+        self.corrupt = tally.sum(|audience| audience.corrupt);
         self.rejected = tally.rejected;
         self.retried = tally.retried;
         self.held_back = tally.held_back;
@@ -169,7 +196,21 @@ impl Report {
         self.valid = self.invalid_because.is_none();
     }
 
-    /// Whether each message that was acknowledged was delivered once, in order and whole, and none was refused.
+    /// Takes the counts of the groups, which are called `names`.
+    pub fn take_groups(&mut self, tally: &Tally, names: &[String]) {
+        let counts = |(name, seen): (&String, &Audience)| GroupCounts {
+            group: name.clone(),
+            delivered: seen.delivered(),
+            lost: tally.lost_to(seen),
+            duplicate: seen.duplicate,
+            redelivered: seen.redelivered,
+            reordered: seen.reordered,
+            corrupt: seen.corrupt,
+        };
+        self.groups = names.iter().zip(tally.audiences()).map(counts).collect();
+    }
+
+    /// Whether each message that was acknowledged was delivered once to the readers or to each group, in order and whole, and none was refused.
     pub fn is_sound(&self) -> bool {
         self.lost + self.duplicate + self.reordered + self.corrupt + self.rejected + self.stray_answers == 0
     }
@@ -189,7 +230,8 @@ impl Report {
         }
         let mut achieved = vec![("acknowledged", self.throughput.acknowledged_per_s)];
         if self.shape.consumers > 0 {
-            achieved.push(("delivered", self.throughput.delivered_per_s));
+            let audiences = f64::from(self.shape.groups.max(1));
+            achieved.push(("delivered", self.throughput.delivered_per_s / audiences));
         }
         let short =
             achieved.into_iter().find(|(_, per_s)| per_s * 1_000.0 < self.rate as f64 * ACHIEVED_MIN_THOUSANDTHS);
@@ -201,19 +243,16 @@ impl Report {
         let mut out = String::new();
         let shape = &self.shape;
         let shards = if self.shards == 1 { "1 shard".to_owned() } else { format!("{} shards", self.shards) };
+        let members = match shape.groups {
+            0 => format!("{} consumers", shape.consumers),
+            groups => format!("{groups} groups of {} members", shape.consumers),
+        };
         let shared = if self.generator.shared_cores { " (shared cores)" } else { "" };
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "{} · {} messages/s of {} B · {shards}{shared} · {} × {} queues · {} producers · {} consumers · {} s measured",
-            self.level,
-            self.rate,
-            self.size,
-            shape.topics,
-            shape.queues,
-            shape.producers,
-            shape.consumers,
-            shape.duration_s,
+            "{} · {} messages/s of {} B · {shards}{shared} · {} × {} queues · {} producers · {members} · {} s measured",
+            self.level, self.rate, self.size, shape.topics, shape.queues, shape.producers, shape.duration_s,
         );
         let _ = write!(out, "{:<14}", "latency, µs");
         for (name, _) in PERCENTILES {
@@ -228,6 +267,19 @@ impl Report {
             "sent {} · acknowledged {} · delivered {} · lost {} · duplicate {} · reordered {} · corrupt {}",
             self.sent, self.acknowledged, self.delivered, self.lost, self.duplicate, self.reordered, self.corrupt
         );
+        for group in &self.groups {
+            let _ = writeln!(
+                out,
+                "{}: delivered {} · lost {} · duplicate {} · redelivered {} · reordered {} · corrupt {}",
+                group.group,
+                group.delivered,
+                group.lost,
+                group.duplicate,
+                group.redelivered,
+                group.reordered,
+                group.corrupt
+            );
+        }
         if self.rejected + self.retried + self.held_back + self.stray_answers > 0 {
             let _ = writeln!(
                 out,
@@ -310,6 +362,7 @@ pub fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audience::Listening;
     use crate::clock::MICROSECOND;
     use crate::schedule::Schedule;
 
@@ -327,7 +380,7 @@ mod tests {
     /// A run whose messages are seen `lag` after they are due and acknowledged `latency` after, but for the last few.
     fn judged(lag: Ns, latency: Ns, missing: u64) -> Report {
         let schedule = Schedule { rate: 1_000, warmup: 0, duration: SECOND, producers: 1, queues: 1, start: 0 };
-        let mut tally = Tally::new(1, &schedule);
+        let mut tally = Tally::new(1, &schedule, &Listening::nobody());
         for index in 0..schedule.messages() {
             tally.came_to(index, schedule.due(index) + lag);
             if index < schedule.messages() - missing {
@@ -369,6 +422,8 @@ mod tests {
             "duplicate",
             "reordered",
             "corrupt",
+            "redelivered",
+            "groups",
             "latency_us",
             "acknowledged",
             "p50",

@@ -1,7 +1,7 @@
 //! A run from its arguments to its report.
 //!
 //! ```text
-//!   learn the broker ─► floors ─► make topics ─► connect, subscribe ─► load ─► floors ─► delete topics ─► report
+//!   learn the broker ─► floors ─► make topics and groups ─► connect, subscribe ─► load ─► delete them ─► floors ─► report
 //! ```
 //!
 //! Everything that may block or allocate is done before the load's first message is due; its threads only meet again
@@ -21,7 +21,7 @@ use crate::report::{self, GeneratorFacts, Metrics, Report, Shape, Throughput};
 use crate::schedule::{MESSAGES_MAX, Schedule};
 use crate::tally::Tally;
 use crate::transport::TransportError;
-use crate::wire::{self, BrokerFacts, Control, Topics, Wire};
+use crate::wire::{self, BrokerFacts, Control, Groups, Topics, Wire};
 use crate::workload::Workload;
 
 /// Between the last connection's being ready and the first due instant.
@@ -60,6 +60,8 @@ struct Bench {
 /// What the load itself brought.
 struct Loaded {
     tally: Tally,
+    /// Names of the groups, by number.
+    groups: Vec<String>,
     failure: Option<String>,
     flushes_per_s: Option<f64>,
 }
@@ -100,7 +102,9 @@ impl Bench {
         if let Some(core) = load.cores.iter().find(|core| !cores::allowed().contains(core)) {
             return Err(RunError::Arguments(format!("--cores {core}: this process may not use that core")));
         }
-        let threads_max = load.producers.max(load.consumers) as usize;
+        // A group's members share a thread.
+        let consumers = if load.groups > 0 { load.groups } else { load.consumers };
+        let threads_max = load.producers.max(consumers) as usize;
         let cores = Cores::choose(&load.cores, &cores::allowed(), &facts.cores, threads_max);
         Ok(Self { load: load.clone(), content, clock: Clock::start(), facts, cores })
     }
@@ -120,15 +124,22 @@ impl Bench {
         }
     }
 
-    /// Makes the topics, runs the load, deletes the topics.
+    /// Makes topics and groups, runs the load, deletes them.
     fn load(&self, rate: u64) -> Result<Loaded, RunError> {
         let run = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), self.clock.now());
         let mut control = Control::connect(&self.load.broker)?;
         let topics = Topics::create(&mut control, &self.load.topic_prefix, run, self.load.topics, self.load.queues)?;
-        let loaded = self.load_topics(rate, run, &topics);
+        let groups = match self.load.groups {
+            0 => None,
+            count => Some(Groups::create(&mut control, &self.load.topic_prefix, run, count, &topics)?),
+        };
+        let loaded = self.load_topics(rate, run, &topics, groups.as_ref());
         if !self.load.keep_topics {
             // The connection may have idled too long, or the broker have gone; the load's own outcome matters more.
-            let deleted = Control::connect(&self.load.broker).and_then(|mut control| topics.delete(&mut control));
+            let deleted = Control::connect(&self.load.broker).and_then(|mut control| {
+                groups.map_or(Ok(()), |groups| groups.delete(&mut control))?;
+                topics.delete(&mut control)
+            });
             if loaded.as_ref().is_ok_and(|loaded| loaded.failure.is_none()) {
                 deleted?;
             }
@@ -136,11 +147,14 @@ impl Bench {
         loaded
     }
 
-    fn load_topics(&self, rate: u64, run: u64, topics: &Topics) -> Result<Loaded, RunError> {
+    fn load_topics(&self, rate: u64, run: u64, topics: &Topics, groups: Option<&Groups>) -> Result<Loaded, RunError> {
         let threads = self.cores.threads();
         let mut wires = Vec::new();
         for thread in 0..threads {
-            wires.push((thread, Wire::connect(&self.load, topics, self.clock, (thread, threads))?));
+            wires.push((thread, Wire::connect(&self.load, topics, groups, self.clock, (thread, threads))?));
+        }
+        for (_, wire) in &mut wires {
+            wire.settle()?;
         }
         let flushes_before = Control::connect(&self.load.broker)?.facts()?.flushes;
         let started = self.clock.now();
@@ -161,11 +175,12 @@ impl Bench {
         let (warmup, span) = (self.load.warmup.as_secs_f64(), self.load.duration.as_secs_f64());
         eprintln!("load: {rate} messages/s, {warmup} s to warm up, then {span} s measured");
         let outcomes = self.cores.run(wires, |(thread, wire)| {
-            let queues = wire::queues_of_thread(&self.load, thread, threads);
+            let listening = wire::listening_of_thread(&self.load, thread, threads);
             let part = (thread, threads);
-            Generator::new(wire, self.clock, self.cores.idle, &workload, part, &queues, drain).run()
+            Generator::new(wire, self.clock, self.cores.idle, &workload, part, &listening, drain).run()
         });
-        let mut tally = Tally::new(run, &workload.schedule);
+        let all = wire::listening_of_thread(&self.load, 0, 1);
+        let mut tally = Tally::new(run, &workload.schedule, &all);
         let mut failure = None;
         for outcome in outcomes {
             tally.merge(&outcome.tally);
@@ -176,7 +191,8 @@ impl Bench {
         let after = Control::connect(&self.load.broker).and_then(|mut control| control.facts()).ok();
         let flushes = flushes_before.zip(after.and_then(|facts| facts.flushes));
         let flushes_per_s = flushes.map(|(before, after)| after.saturating_sub(before) as f64 / seconds);
-        Ok(Loaded { tally, failure, flushes_per_s })
+        let groups = groups.map_or(Vec::new(), |groups| groups.names().map(str::to_owned).collect());
+        Ok(Loaded { tally, groups, failure, flushes_per_s })
     }
 
     fn report(&self, rate: u64, loaded: Loaded, floors: Floors, command: &str) -> Report {
@@ -202,6 +218,7 @@ impl Bench {
                 queues: load.queues,
                 producers: load.producers,
                 consumers: load.consumers,
+                groups: load.groups,
                 payload,
             },
             generator: GeneratorFacts {
@@ -215,6 +232,7 @@ impl Bench {
             command: command.to_owned(),
             ..Report::default()
         };
+        report.take_groups(&loaded.tally, &loaded.groups);
         report.take(loaded.tally, ns(load.duration), loaded.failure);
         report
     }

@@ -1,52 +1,17 @@
 //! What a generator thread saw: every message of the run accounted for, once.
 //!
-//! Two bits per message of the run, *acknowledged* and *delivered*, found by the index that acknowledgements and bodies
-//! carry. They make the counts exact: a second delivery finds its bit set, and what has the first bit and not the second
-//! when the run is over is lost. Bitmaps of several threads are merged by OR, counts by adding. All of it is allocated
-//! before the first message.
+//! A bit per message of the run says *acknowledged*, one more per [`Audience`] says *delivered*, found by the index that
+//! acknowledgements and bodies carry. They make the counts exact: a second delivery finds its bit set, and what has the first
+//! bit and not the second when the run is over is lost. Bitmaps of several threads are merged by OR, counts by adding. All of
+//! it is allocated before the first message.
 
+use crate::audience::{Audience, Listening};
+use crate::bits::Bits;
 use crate::clock::Ns;
 use crate::latency::Latencies;
 use crate::schedule::Schedule;
 use crate::stamp::Stamp;
-
-/// One bit per message of a run.
-#[derive(Clone, Debug)]
-struct Bits {
-    words: Vec<u64>,
-}
-
-impl Bits {
-    fn new(bits: u64) -> Self {
-        // Touched once, so that no page is faulted in while the load runs.
-        let mut words = vec![u64::MAX; bits.div_ceil(64) as usize];
-        std::hint::black_box(&mut words).fill(0);
-        Self { words }
-    }
-
-    /// Sets bit `index`; whether it was clear.
-    fn set(&mut self, index: u64) -> bool {
-        let word = &mut self.words[(index / 64) as usize];
-        let mask = 1 << (index % 64);
-        let fresh = *word & mask == 0;
-        *word |= mask;
-        fresh
-    }
-
-    fn get(&self, index: u64) -> bool {
-        self.words[(index / 64) as usize] & (1 << (index % 64)) != 0
-    }
-
-    fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
-    }
-
-    fn merge(&mut self, other: &Self) {
-        for (word, more) in self.words.iter_mut().zip(&other.words) {
-            *word |= more;
-        }
-    }
-}
+use crate::transport::Origin;
 
 /// The account of a run, or of one thread of it.
 #[derive(Clone, Debug)]
@@ -54,17 +19,10 @@ pub struct Tally {
     run: u64,
     schedule: Schedule,
     acknowledged: Bits,
-    delivered: Bits,
-    /// Per lane (producer · queues + queue): one more than the highest sequence delivered.
-    highest: Vec<u64>,
+    /// The readers, or group by group.
+    audiences: Vec<Audience>,
     /// Messages that were handed to the transport for the first time.
     pub sent: u64,
-    /// Deliveries of a message that had been delivered.
-    pub duplicate: u64,
-    /// First deliveries of a message behind a later one of its lane.
-    pub reordered: u64,
-    /// Deliveries that are not a whole message of this run in its own queue.
-    pub corrupt: u64,
     /// Times a message was offered again after a retriable refusal.
     pub retried: u64,
     /// Messages that the broker refused for good.
@@ -86,19 +44,14 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// An empty account of run `run`.
-    pub fn new(run: u64, schedule: &Schedule) -> Self {
-        let messages = schedule.messages();
+    /// An empty account of run `run`, of one that listens so.
+    pub fn new(run: u64, schedule: &Schedule, listening: &Listening) -> Self {
         Self {
             run,
             schedule: schedule.clone(),
-            acknowledged: Bits::new(messages),
-            delivered: Bits::new(messages),
-            highest: vec![0; schedule.producers as usize * schedule.queues as usize],
+            acknowledged: Bits::new(schedule.messages()),
+            audiences: listening.audiences(schedule),
             sent: 0,
-            duplicate: 0,
-            reordered: 0,
-            corrupt: 0,
             retried: 0,
             rejected: 0,
             stray: 0,
@@ -130,25 +83,19 @@ impl Tally {
         fresh
     }
 
-    /// `body` was delivered from `queue` at `now`; whether it is a message's first delivery.
-    pub fn deliver(&mut self, queue: u32, body: &[u8], now: Ns) -> bool {
+    /// `body` was delivered at `now`; whether it is a message's first delivery to its audience.
+    pub fn deliver(&mut self, origin: &Origin, body: &[u8], now: Ns) -> bool {
+        let audience = &mut self.audiences[origin.audience as usize];
         let stamp = match Stamp::verify(self.run, &self.schedule, body) {
-            Ok(stamp) if stamp.place.queue == queue => stamp,
+            Ok(stamp) if stamp.place.queue == origin.queue => stamp,
             _ => {
-                self.corrupt += 1;
+                audience.corrupt += 1;
                 return false;
             }
         };
-        if !self.delivered.set(stamp.index) {
-            self.duplicate += 1;
+        let lane = stamp.place.producer as usize * self.schedule.queues as usize + origin.queue as usize;
+        if !audience.deliver(&stamp, lane, origin.attempt) {
             return false;
-        }
-        let lane = stamp.place.producer as usize * self.schedule.queues as usize + queue as usize;
-        let highest = &mut self.highest[lane];
-        if stamp.place.sequence < *highest {
-            self.reordered += 1;
-        } else {
-            *highest = stamp.place.sequence + 1;
         }
         self.delivered_in_span += u64::from(self.is_in_span(now));
         if self.schedule.is_measured(stamp.index) {
@@ -161,14 +108,10 @@ impl Tally {
     pub fn merge(&mut self, other: &Self) {
         assert_eq!((self.run, &self.schedule), (other.run, &other.schedule), "accounts of one run are merged");
         self.acknowledged.merge(&other.acknowledged);
-        self.delivered.merge(&other.delivered);
-        for (highest, more) in self.highest.iter_mut().zip(&other.highest) {
-            *highest = (*highest).max(*more);
+        for (audience, more) in self.audiences.iter_mut().zip(&other.audiences) {
+            audience.merge(more);
         }
         self.sent += other.sent;
-        self.duplicate += other.duplicate;
-        self.reordered += other.reordered;
-        self.corrupt += other.corrupt;
         self.retried += other.retried;
         self.rejected += other.rejected;
         self.stray += other.stray;
@@ -180,13 +123,15 @@ impl Tally {
         self.schedule_lag.add(&other.schedule_lag);
     }
 
-    /// Closes the merged account: what was due and never came counts as infinite. `read` says whether anybody read.
+    /// Closes the merged account: what was due and never came counts as infinite. `read` says whether anybody read; a message
+    /// is a sample of each group.
     pub fn close(&mut self, read: bool) {
         let measured = self.schedule.measured();
         self.acknowledgement.record_infinite(measured - self.acknowledgement.count());
         self.schedule_lag.record_infinite(measured - self.schedule_lag.count());
         if read {
-            self.end_to_end.record_infinite(measured - self.end_to_end.count());
+            let awaited = measured * self.audiences.len() as u64;
+            self.end_to_end.record_infinite(awaited - self.end_to_end.count());
         }
     }
 
@@ -195,16 +140,30 @@ impl Tally {
         self.acknowledged.count()
     }
 
-    /// Messages delivered at least once.
-    pub fn delivered(&self) -> u64 {
-        self.delivered.count()
+    /// The accounts of the readers together, or of each group.
+    pub fn audiences(&self) -> &[Audience] {
+        &self.audiences
     }
 
-    /// Messages that were acknowledged and not delivered: lost, once the run has waited for its last deliveries.
+    /// Messages delivered at least once, added up over all audiences.
+    pub fn delivered(&self) -> u64 {
+        self.sum(Audience::delivered)
+    }
+
+    /// Messages that were acknowledged and not delivered: lost, once the run has waited for its last deliveries. Added up
+    /// over all audiences.
     pub fn lost(&self) -> u64 {
-        let only_acknowledged =
-            |(acknowledged, delivered): (&u64, &u64)| u64::from((acknowledged & !delivered).count_ones());
-        self.acknowledged.words.iter().zip(&self.delivered.words).map(only_acknowledged).sum()
+        self.sum(|audience| self.lost_to(audience))
+    }
+
+    /// Messages that were acknowledged and not delivered to one audience.
+    pub fn lost_to(&self, audience: &Audience) -> u64 {
+        audience.lost(&self.acknowledged)
+    }
+
+    /// A count, added up over all audiences.
+    pub fn sum(&self, of: impl Fn(&Audience) -> u64) -> u64 {
+        self.audiences.iter().map(of).sum()
     }
 
     /// Whether message `index` is acknowledged.
@@ -229,6 +188,10 @@ mod tests {
         Schedule { rate: 100, warmup: SECOND / 2, duration: SECOND / 2, producers: 2, queues: 2, start: 0 }
     }
 
+    fn readers(schedule: &Schedule) -> Tally {
+        Tally::new(RUN, schedule, &Listening::Readers(vec![0, 1]))
+    }
+
     fn body(producer: u32, queue: u32, sequence: u64) -> Vec<u8> {
         let schedule = schedule();
         let index = schedule.index(Place { producer, queue, sequence });
@@ -239,16 +202,17 @@ mod tests {
 
     #[test]
     fn each_anomaly_is_counted_as_what_it_is() {
-        let mut tally = Tally::new(RUN, &schedule());
-        assert!(tally.deliver(0, &body(0, 0, 0), 1));
-        assert!(!tally.deliver(0, &body(0, 0, 0), 2));
-        assert!(tally.deliver(0, &body(0, 0, 2), 3));
-        assert!(tally.deliver(0, &body(0, 0, 1), 4));
-        assert!(!tally.deliver(1, &body(0, 0, 3), 5), "right message, wrong queue");
+        let mut tally = readers(&schedule());
+        assert!(tally.deliver(&Origin::reader(0), &body(0, 0, 0), 1));
+        assert!(!tally.deliver(&Origin::reader(0), &body(0, 0, 0), 2));
+        assert!(tally.deliver(&Origin::reader(0), &body(0, 0, 2), 3));
+        assert!(tally.deliver(&Origin::reader(0), &body(0, 0, 1), 4));
+        assert!(!tally.deliver(&Origin::reader(1), &body(0, 0, 3), 5), "right message, wrong queue");
         let mut damaged = body(1, 0, 0);
         damaged[60] ^= 1;
-        assert!(!tally.deliver(0, &damaged, 6));
-        assert_eq!((tally.duplicate, tally.reordered, tally.corrupt, tally.delivered()), (1, 1, 2, 3));
+        assert!(!tally.deliver(&Origin::reader(0), &damaged, 6));
+        let seen = &tally.audiences()[0];
+        assert_eq!((seen.duplicate, seen.reordered, seen.corrupt, seen.delivered()), (1, 1, 2, 3));
         let index = schedule().index(Place { producer: 1, queue: 0, sequence: 0 });
         assert!(tally.acknowledge(index, 7));
         assert!(!tally.acknowledge(index, 8));
@@ -258,7 +222,7 @@ mod tests {
     #[test]
     fn only_what_is_due_after_the_warm_up_is_measured_and_what_is_missing_is_infinite() {
         let schedule = schedule();
-        let (mut one, mut other) = (Tally::new(RUN, &schedule), Tally::new(RUN, &schedule));
+        let (mut one, mut other) = (readers(&schedule), readers(&schedule));
         for index in 0..schedule.messages() {
             let tally = if index % 2 == 0 { &mut one } else { &mut other };
             tally.came_to(index, schedule.due(index) + 5);
@@ -273,5 +237,34 @@ mod tests {
         assert_eq!((one.schedule_lag.count(), one.schedule_lag.infinite()), (50, 0));
         assert_eq!(one.end_to_end.count(), 0);
         assert_eq!(one.acknowledged_in_span, 40);
+    }
+
+    #[test]
+    fn each_group_is_to_see_everything_and_what_a_hand_over_brings_again_is_told_apart() {
+        let listening = |mine| Listening::Groups { mine, all: 2 };
+        let schedule = schedule();
+        let (mut one, mut other) =
+            (Tally::new(RUN, &schedule, &listening(vec![0])), Tally::new(RUN, &schedule, &listening(vec![1])));
+        let origin = |audience, attempt| Origin { audience, attempt, ..Origin::reader(0) };
+        for sequence in 0..3 {
+            assert!(one.deliver(&origin(0, 1), &body(0, 0, sequence), 1));
+            one.acknowledge(schedule.index(Place { producer: 0, queue: 0, sequence }), 1);
+        }
+        assert!(!one.deliver(&origin(0, 2), &body(0, 0, 1), 2), "again, as the broker says");
+        assert!(!one.deliver(&origin(0, 1), &body(0, 0, 1), 3), "the first attempt, read late");
+        assert!(!one.deliver(&origin(0, 1), &body(0, 0, 2), 4), "again, and nobody said so");
+        assert!(other.deliver(&origin(1, 2), &body(0, 0, 0), 5), "the first attempt was never read");
+        assert!(other.deliver(&origin(1, 2), &body(0, 0, 1), 6));
+        let mut whole = Tally::new(RUN, &schedule, &listening(vec![]));
+        whole.merge(&one);
+        whole.merge(&other);
+        let seen = |group: usize| {
+            let seen = &whole.audiences()[group];
+            (seen.delivered(), whole.lost_to(seen), seen.duplicate, seen.redelivered, seen.reordered)
+        };
+        assert_eq!((seen(0), seen(1)), ((3, 0, 1, 2, 0), (2, 1, 0, 0, 0)));
+        assert_eq!((whole.delivered(), whole.lost()), (5, 1));
+        whole.close(true);
+        assert_eq!(whole.end_to_end.count(), 2 * schedule.measured());
     }
 }

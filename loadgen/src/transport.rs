@@ -27,14 +27,34 @@ pub enum Refusal {
     Final,
 }
 
+/// Where a delivery comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// For whom: the readers (0), or which group.
+    pub audience: u32,
+    /// The queue, counted over all topics of the run.
+    pub queue: u32,
+    /// The subscription, unique in the audience: another one means that the queue has changed hands.
+    pub subscription: u64,
+    /// The how many-th delivery to the group this is, as the broker says; 0 for readers.
+    pub attempt: u16,
+}
+
+impl Origin {
+    /// To a reader of `queue`.
+    pub fn reader(queue: u32) -> Self {
+        Self { audience: 0, queue, subscription: 0, attempt: 0 }
+    }
+}
+
 /// Who learns what a turn of the transport brought. `now` is when the bytes were received.
 pub trait Events {
     /// Message `index` reached its durable level.
     fn acknowledged(&mut self, index: u64, now: Ns);
     /// Message `index` was not taken.
     fn refused(&mut self, index: u64, refusal: Refusal, now: Ns);
-    /// `body` was delivered to a reader of `queue` (counted over all topics of the run).
-    fn delivered(&mut self, queue: u32, body: &[u8], now: Ns);
+    /// `body` was delivered.
+    fn delivered(&mut self, origin: &Origin, body: &[u8], now: Ns);
 }
 
 /// A set of connections, driven by one thread.
@@ -45,6 +65,11 @@ pub trait Transport {
     /// Sends what was taken, then reports what came. With `wait_until` it may sleep until something comes or that instant
     /// is there; without, it returns at once.
     fn turn(&mut self, wait_until: Option<Ns>, events: &mut impl Events) -> Result<(), TransportError>;
+
+    /// Takes leave of the other side, where it would otherwise wait for more. Called once, when the run is over.
+    fn close(&mut self, _events: &mut impl Events) -> Result<(), TransportError> {
+        Ok(())
+    }
 }
 
 /// Why a transport cannot go on. The run ends with it and is invalid.

@@ -6,12 +6,13 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use peregrine_loadgen::audience::Listening;
 use peregrine_loadgen::clock::{MICROSECOND, MILLISECOND, Ns, SECOND};
 use peregrine_loadgen::content::Content;
 use peregrine_loadgen::generator::{Generator, Idle, Time};
 use peregrine_loadgen::schedule::Schedule;
 use peregrine_loadgen::tally::Tally;
-use peregrine_loadgen::transport::{Events, Offer, Refusal, Transport, TransportError};
+use peregrine_loadgen::transport::{Events, Offer, Origin, Refusal, Transport, TransportError};
 use peregrine_loadgen::workload::{Message, Workload};
 
 /// One message in so many meets the fault.
@@ -99,19 +100,19 @@ impl Transport for Faulty {
             match self.fault {
                 Fault::Drop if is_victim => {}
                 Fault::Duplicate if is_victim => {
-                    events.delivered(queue, &body, now);
-                    events.delivered(queue, &body, now);
+                    events.delivered(&Origin::reader(queue), &body, now);
+                    events.delivered(&Origin::reader(queue), &body, now);
                 }
                 Fault::Swap if is_victim => self.aside = Some((queue, index + self.period, body)),
                 Fault::Corrupt if is_victim => {
                     body[60] ^= 4;
-                    events.delivered(queue, &body, now);
+                    events.delivered(&Origin::reader(queue), &body, now);
                 }
-                Fault::WrongQueue if is_victim => events.delivered(queue + 1, &body, now),
-                _ => events.delivered(queue, &body, now),
+                Fault::WrongQueue if is_victim => events.delivered(&Origin::reader(queue + 1), &body, now),
+                _ => events.delivered(&Origin::reader(queue), &body, now),
             }
             if let Some((queue, _, body)) = self.aside.take_if(|(_, successor, _)| *successor == index) {
-                events.delivered(queue, &body, now);
+                events.delivered(&Origin::reader(queue), &body, now);
             }
         }
         Ok(())
@@ -126,7 +127,8 @@ fn run(fault: Fault) -> Tally {
     let time = VirtualTime(Rc::new(Cell::new(0)));
     let flying = VecDeque::new();
     let transport = Faulty { time: time.clone(), fault, victim: VICTIM, flying, aside: None, refused: false, period };
-    let generator = Generator::new(transport, time, Idle::Sleep, &workload, (0, 1), &[0, 1, 2, 3], SECOND);
+    let generator =
+        Generator::new(transport, time, Idle::Sleep, &workload, (0, 1), &Listening::Readers(vec![0, 1, 2, 3]), SECOND);
     let outcome = generator.run();
     assert!(outcome.failure.is_none());
     let mut tally = outcome.tally;
@@ -136,7 +138,8 @@ fn run(fault: Fault) -> Tally {
 
 /// (acknowledged, delivered, lost, duplicate, reordered, corrupt)
 fn account(tally: &Tally) -> (u64, u64, u64, u64, u64, u64) {
-    (tally.acknowledged(), tally.delivered(), tally.lost(), tally.duplicate, tally.reordered, tally.corrupt)
+    let seen = &tally.audiences()[0];
+    (tally.acknowledged(), tally.delivered(), tally.lost(), seen.duplicate, seen.reordered, seen.corrupt)
 }
 
 #[test]

@@ -16,7 +16,7 @@ use peregrine_loadgen::content::Content;
 use peregrine_loadgen::generator::{Generator, Idle};
 use peregrine_loadgen::run::run;
 use peregrine_loadgen::schedule::Schedule;
-use peregrine_loadgen::wire::{Control, Topics, Wire, queues_of_thread};
+use peregrine_loadgen::wire::{Control, Topics, Wire, listening_of_thread};
 use peregrine_loadgen::workload::Workload;
 
 fn arguments(broker: &str, more: &str) -> RunArgs {
@@ -59,12 +59,12 @@ fn a_generator_thread_allocates_nothing_while_the_load_runs() {
     let load = arguments(&broker, "--rate 1 --size 1024 --queues 4").load;
     let clock = Clock::start();
     let topics = Topics::create(&mut Control::connect(&broker).unwrap(), "t", 1, load.topics, load.queues).unwrap();
-    let wire = Wire::connect(&load, &topics, clock, (0, 1)).unwrap();
+    let wire = Wire::connect(&load, &topics, None, clock, (0, 1)).unwrap();
     let start = clock.now() + 10 * MILLISECOND;
     let schedule = Schedule { rate: 4_000, warmup: 0, duration: SECOND, producers: 2, queues: 4, start };
     let workload = Arc::new(Workload { run: 1, size: load.size, schedule, content: Content::random(1) });
-    let queues = queues_of_thread(&load, 0, 1);
-    let generator = Generator::new(wire, clock, Idle::Sleep, &workload, (0, 1), &queues, 5 * SECOND);
+    let listening = listening_of_thread(&load, 0, 1);
+    let generator = Generator::new(wire, clock, Idle::Sleep, &workload, (0, 1), &listening, 5 * SECOND);
     let (outcome, allocations) = of_this_thread(|| generator.run());
     assert!(outcome.failure.is_none(), "{:?}", outcome.failure);
     assert_eq!((outcome.tally.acknowledged(), outcome.tally.delivered()), (4_000, 4_000));

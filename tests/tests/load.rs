@@ -109,3 +109,28 @@ fn a_stopped_broker_shows_in_the_percentiles_as_computed() {
         assert!(median < 50_000.0, "{metric}: the median of {median} µs is not the stall's");
     }
 }
+
+/// What 2,000 messages a second for 1.5 s come to with two groups: each of them sees everything.
+#[test]
+fn each_group_sees_every_message_of_a_run() {
+    for shards in [1, 2] {
+        let broker = Settings::default().shards(shards).start();
+        let load = Load::start(
+            &broker,
+            &["--rate=2000", "--size=300", "--duration=1s", "--warmup=500ms", "--groups=2", "--consumers=3"],
+        );
+        let report = load.report();
+        assert_eq!((&report["acknowledged"], &report["delivered"]), (&3_000.into(), &6_000.into()), "{report:#}");
+        assert_eq!(report["latency_us"]["end_to_end"]["count"], 4_000, "{report:#}");
+        let groups = report["groups"].as_array().unwrap();
+        assert_eq!(groups.len(), 2);
+        for group in groups {
+            assert_eq!(group["delivered"], 3_000, "{shards} shards: {report:#}");
+            for anomaly in ["lost", "duplicate", "redelivered", "reordered", "corrupt"] {
+                assert_eq!(group[anomaly], 0, "{shards} shards, {anomaly}: {report:#}");
+            }
+        }
+        let left = broker.command_line().run(&["group", "list"]).succeeded();
+        assert!(left.lines().iter().all(|line| !line.contains("loadgen")), "the run's groups are still there");
+    }
+}

@@ -13,6 +13,7 @@ pub mod hiccup;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::audience::Listening;
 use crate::clock::{Clock, MILLISECOND, Ns, SECOND};
 use crate::content::Content;
 use crate::cores::Cores;
@@ -128,11 +129,18 @@ impl Floors {
             let producers = (thread..ground.producers).step_by(threads as usize).len();
             let echo = Echo::connect(&process, ground.clock, ground.frame, producers, threads)
                 .map_err(|error| error.to_string())?;
-            let generator =
-                Generator::new(echo, ground.clock, ground.cores.idle, &workload, (thread, threads), &[], SECOND);
+            let generator = Generator::new(
+                echo,
+                ground.clock,
+                ground.cores.idle,
+                &workload,
+                (thread, threads),
+                &Listening::nobody(),
+                SECOND,
+            );
             Ok::<_, String>(generator.run())
         });
-        let mut whole = Tally::new(0, &workload.schedule);
+        let mut whole = Tally::new(0, &workload.schedule, &Listening::nobody());
         for outcome in outcomes {
             let outcome = outcome?;
             if let Some(failure) = outcome.failure {

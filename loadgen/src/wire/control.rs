@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use peregrine_client::group::MemberTopic;
 use peregrine_protocol::ids::{QueueId, ShardId, TopicId};
 use peregrine_protocol::message::{Answer, CreateTopic, DeleteTopic, Request, Stats};
 use peregrine_protocol::placement::TopicHash;
@@ -51,8 +52,8 @@ impl BrokerFacts {
 /// A connection for questions.
 #[derive(Debug)]
 pub struct Control {
-    link: Link,
-    greeting: Greeting,
+    pub(super) link: Link,
+    pub(super) greeting: Greeting,
 }
 
 impl Control {
@@ -84,6 +85,7 @@ pub(super) struct QueuePlace {
 #[derive(Debug)]
 pub struct Topics {
     names: Vec<String>,
+    pub(super) ids: Vec<MemberTopic>,
     /// By number.
     pub(super) queues: Vec<QueuePlace>,
 }
@@ -97,7 +99,7 @@ impl Topics {
         topics: u32,
         queues: u32,
     ) -> Result<Self, TransportError> {
-        let mut made = Self { names: Vec::new(), queues: Vec::new() };
+        let mut made = Self { names: Vec::new(), ids: Vec::new(), queues: Vec::new() };
         for number in 0..topics {
             let name = format!("{prefix}-{:08x}-{number}", run >> 32);
             let create = CreateTopic { name: &name, queues };
@@ -111,6 +113,7 @@ impl Topics {
                 queue,
                 shard: hash.shard_of(queue, control.greeting.shards),
             }));
+            made.ids.push(MemberTopic { id: topic, hash });
             made.names.push(name);
         }
         Ok(made)

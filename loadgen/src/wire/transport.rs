@@ -1,4 +1,4 @@
-//! One thread's producers and readers on their connections.
+//! One thread's producers and consumers on their connections.
 //!
 //! A message's correlation is its index + 1 (0 is what the broker pushes with), so an answer needs no table to be
 //! matched. A reader's credit is given back when half of it is used up.
@@ -7,40 +7,46 @@ use std::collections::BTreeMap;
 
 use peregrine_protocol::checksum::crc32;
 use peregrine_protocol::entry::EntryFlags;
-use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::frame::{self, Frame, Received};
-use peregrine_protocol::ids::{
-    Correlation, DurableLevel, ProducerEpoch, ProducerId, Sequence, ShardId, SubscriptionId,
-};
+use peregrine_protocol::ids::{Correlation, DurableLevel, ProducerEpoch, ProducerId, Sequence, ShardId};
 use peregrine_protocol::limits::FRAME_ALIGN;
 use peregrine_protocol::message::produce::PRODUCE_PREFIX_LEN;
-use peregrine_protocol::message::{Answer, Credit, Deliver, ErrorAnswer, Mode, ProduceHead, Request, Start, Subscribe};
-use peregrine_protocol::record::{Batch, RecordDraft};
+use peregrine_protocol::message::{Answer, Mode, ProduceHead, Request, Start, Subscribe};
+use peregrine_protocol::record::RecordDraft;
 
 use super::RECORD_OVERHEAD;
 use super::control::{QueuePlace, Topics};
+use super::desk::{CREDIT_MESSAGES, Desk, Reading, Role};
+use super::groups::Groups;
 use super::handshake::Link;
+use super::members::Members;
+use crate::audience::Listening;
 use crate::cli::{Level, LoadArgs};
-use crate::clock::{Clock, MILLISECOND, Ns};
-use crate::connection::{Connections, Output};
-use crate::transport::{Events, Offer, Refusal, Transport, TransportError};
+use crate::clock::{Clock, MILLISECOND, Ns, SECOND};
+use crate::connection::Connections;
+use crate::transport::{Events, Offer, Origin, Refusal, Transport, TransportError};
 use crate::workload::Message;
 
-/// Messages and bytes that a reader lets the broker send ahead, per queue.
-const CREDIT_MESSAGES: u32 = 4_096;
+/// Bytes that a reader lets the broker send ahead, per queue.
 const CREDIT_BYTES_MIN: u64 = 4 << 20;
 /// Bytes of a connection's buffers, at least: some bursts of small messages.
 const BUFFER_BYTES_MIN: usize = 256 << 10;
-/// Before a refused message is sent again, where the broker does not say.
-const RETRY_AFTER: Ns = MILLISECOND;
+/// Bytes of an assigned queue in the frame that tells a member of its queues, at most.
+const ASSIGNED_BYTES: usize = 32;
+/// How long the groups' members may take to share the queues out among them before the load begins.
+const SETTLED_WITHIN: Ns = 30 * SECOND;
+/// How long they may take to leave when it is over; who has not left then is fenced by the group's deletion.
+const LEFT_WITHIN: Ns = 5 * SECOND;
 
 /// The connections of one generator thread.
 #[derive(Debug)]
 pub struct Wire {
+    clock: Clock,
     connections: Connections,
     producers: Vec<Producer>,
     threads: u32,
     queues: Vec<QueuePlace>,
+    /// The groups whose members live here.
+    groups: Vec<u32>,
     flags: EntryFlags,
     pen: Pen,
     desk: Desk,
@@ -61,67 +67,53 @@ struct Pen {
     batch: Vec<u8>,
 }
 
-/// What reading the connections needs.
-#[derive(Debug)]
-struct Desk {
-    level: DurableLevel,
-    frame_max: u32,
-    input_bytes: usize,
-    /// By connection: its subscriptions, ascending; producers have none.
-    subscriptions: Vec<Vec<Reading>>,
-    credit_bytes: u64,
-    /// A credit frame in the making.
-    credit: Vec<u8>,
-    /// Whether a message that was refused for good has been told of.
-    told: bool,
-}
-
-/// A subscription and what was delivered on it since credit was given last.
-#[derive(Clone, Copy, Debug)]
-struct Reading {
-    subscription: SubscriptionId,
-    queue: u32,
-    messages: u32,
-    bytes: u64,
-}
-
 /// Bytes of a produce frame with one message of `size` bytes.
 pub fn produce_frame_len(size: usize) -> usize {
     let record = RecordDraft { body: &[], ..RecordDraft::default() }.len() as usize + size;
     PRODUCE_PREFIX_LEN + record.next_multiple_of(FRAME_ALIGN)
 }
 
-/// The queues, counted over all topics, that the consumers of `thread` read: queue q belongs to consumer q mod consumers,
-/// consumer c to thread c mod threads.
-pub fn queues_of_thread(load: &LoadArgs, thread: u32, threads: u32) -> Vec<u32> {
+/// What the consumers of `thread` listen to. Without groups queue q belongs to consumer q mod consumers, and consumer c to
+/// thread c mod threads; group g belongs to thread g mod threads with all its members.
+pub fn listening_of_thread(load: &LoadArgs, thread: u32, threads: u32) -> Listening {
+    if load.groups > 0 {
+        let mine = (thread..load.groups).step_by(threads as usize).collect();
+        return Listening::Groups { mine, all: load.groups };
+    }
     let mine = |queue: &u32| load.consumers > 0 && queue % load.consumers % threads == thread;
-    (0..load.topics * load.queues).filter(mine).collect()
+    Listening::Readers((0..load.topics * load.queues).filter(mine).collect())
 }
 
 impl Wire {
-    /// Connects the producers and consumers of `thread` among `threads`, and subscribes the latter.
+    /// Connects the producers and consumers of `thread` among `threads`, and subscribes the latter. Members of groups have
+    /// their queues only when [`Self::settle`] has returned.
     pub fn connect(
         load: &LoadArgs,
         topics: &Topics,
+        groups: Option<&Groups>,
         clock: Clock,
         (thread, threads): (u32, u32),
     ) -> Result<Self, TransportError> {
         let level = if load.level == Level::Memory { DurableLevel::Memory } else { DurableLevel::Synced };
         let connections = Connections::new(clock)
             .map_err(|source| TransportError::Io { context: "preparing to wait for events".to_owned(), source })?;
-        let buffer_bytes = BUFFER_BYTES_MIN.max(4 * (produce_frame_len(load.size) + RECORD_OVERHEAD as usize));
+        let frame = produce_frame_len(load.size) + RECORD_OVERHEAD as usize;
+        let buffer_bytes = BUFFER_BYTES_MIN.max(4 * frame).max(topics.queues.len() * ASSIGNED_BYTES);
         let mut wire = Self {
+            clock,
             connections,
             producers: Vec::new(),
             threads,
             queues: topics.queues.clone(),
+            groups: Vec::new(),
             flags: EntryFlags::for_level(level),
             pen: Pen { body: vec![0; load.size], batch: Vec::with_capacity(load.size + 2 * RECORD_OVERHEAD as usize) },
             desk: Desk {
                 level,
                 frame_max: 0,
                 input_bytes: buffer_bytes,
-                subscriptions: Vec::new(),
+                roles: Vec::new(),
+                members: Members::default(),
                 credit_bytes: CREDIT_BYTES_MIN.max(16 * load.size as u64),
                 credit: Vec::with_capacity(BUFFER_BYTES_MIN),
                 told: false,
@@ -130,8 +122,18 @@ impl Wire {
         for producer in (thread..load.producers).step_by(threads as usize) {
             wire.add_producer(load, producer)?;
         }
-        for consumer in (thread..load.consumers).step_by(threads as usize) {
-            wire.add_consumer(load, consumer)?;
+        match (groups, listening_of_thread(load, thread, threads)) {
+            (Some(groups), Listening::Groups { mine, .. }) => {
+                for member in mine.iter().flat_map(|group| (0..load.consumers).map(move |number| (*group, number))) {
+                    wire.add_member(load, groups, member)?;
+                }
+                wire.groups = mine;
+            }
+            _ => {
+                for consumer in (thread..load.consumers).step_by(threads as usize) {
+                    wire.add_reader(load, consumer)?;
+                }
+            }
         }
         Ok(wire)
     }
@@ -148,13 +150,13 @@ impl Wire {
             let client = format!("loadgen producer {producer}");
             let (link, greeting) = Link::open(&load.broker, Some(shard), &client)?;
             self.desk.frame_max = greeting.frame_max;
-            connections.push(Some(self.adopt(link, Vec::new())?));
+            connections.push(Some(self.adopt(link, Role::Producer)?));
         }
         self.producers.push(Producer { id: ProducerId(random.max(1)), connections });
         Ok(())
     }
 
-    fn add_consumer(&mut self, load: &LoadArgs, consumer: u32) -> Result<(), TransportError> {
+    fn add_reader(&mut self, load: &LoadArgs, consumer: u32) -> Result<(), TransportError> {
         let mut by_shard: BTreeMap<u16, Vec<u32>> = BTreeMap::new();
         for (queue, place) in (0..).zip(&self.queues).filter(|(queue, _)| queue % load.consumers == consumer) {
             by_shard.entry(place.shard.0).or_default().push(queue);
@@ -181,17 +183,71 @@ impl Wire {
                 readings.push(Reading { subscription, queue, messages: 0, bytes: 0 });
             }
             readings.sort_by_key(|reading| reading.subscription);
-            self.adopt(link, readings)?;
+            self.adopt(link, Role::Reader(readings))?;
         }
         Ok(())
     }
 
-    fn adopt(&mut self, link: Link, readings: Vec<Reading>) -> Result<usize, TransportError> {
+    /// Member `number` of `group` has a connection to its home and to each shard with a queue of the run.
+    fn add_member(
+        &mut self,
+        load: &LoadArgs,
+        groups: &Groups,
+        (group, number): (u32, u32),
+    ) -> Result<(), TransportError> {
+        let name = format!("m{number}");
+        let client = format!("loadgen {}, member {name}", groups.all[group as usize].name);
+        let mut connections = vec![None; usize::from(groups.shards)];
+        let home = groups.all[group as usize].home;
+        for shard in (0..groups.shards).map(ShardId) {
+            if shard == home || self.queues.iter().any(|queue| queue.shard == shard) {
+                let (link, greeting) = Link::open(&load.broker, Some(shard), &client)?;
+                self.desk.frame_max = greeting.frame_max;
+                let connection = self.adopt(link, Role::Member(self.desk.members.len(), shard))?;
+                connections[usize::from(shard.0)] = Some(connection);
+            }
+        }
+        let share = self.queues.len().div_ceil(load.consumers.max(1) as usize);
+        let credit = (share, self.desk.credit_bytes);
+        self.desk.members.add((groups, group), name, credit, connections);
+        Ok(())
+    }
+
+    fn adopt(&mut self, link: Link, role: Role) -> Result<usize, TransportError> {
         let (stream, name, unread) = link.into_parts();
         let buffers = (self.desk.input_bytes, self.desk.input_bytes);
-        self.desk.subscriptions.push(readings);
+        self.desk.roles.push(role);
         let added = self.connections.add(stream, name, buffers, &unread);
         added.map_err(|source| TransportError::Io { context: "setting up a connection".to_owned(), source })
+    }
+
+    /// Waits until the members of this thread's groups have joined and have all queues.
+    pub fn settle(&mut self) -> Result<(), TransportError> {
+        let queues = self.queues.len();
+        let is_settled = |members: &Members, groups: &[u32]| members.are_settled(groups, queues);
+        if !self.turn_until(SETTLED_WITHIN, is_settled, &mut Nobody)? {
+            let sentence = "the members of the groups did not get all queues in time";
+            return Err(TransportError::Protocol(sentence.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Turns until `done`, at most for so long; whether it is.
+    fn turn_until(
+        &mut self,
+        within: Ns,
+        done: impl Fn(&Members, &[u32]) -> bool,
+        events: &mut impl Events,
+    ) -> Result<bool, TransportError> {
+        let deadline = self.clock.now() + within;
+        while !done(&self.desk.members, &self.groups) {
+            let now = self.clock.now();
+            if now >= deadline {
+                return Ok(false);
+            }
+            self.turn(Some(now + 10 * MILLISECOND), events)?;
+        }
+        Ok(true)
     }
 }
 
@@ -223,9 +279,28 @@ impl Transport for Wire {
     }
 
     fn turn(&mut self, wait_until: Option<Ns>, events: &mut impl Events) -> Result<(), TransportError> {
-        let desk = &mut self.desk;
-        self.connections.turn(wait_until, |number, bytes, output, now| desk.read(number, bytes, output, now, events))
+        let Self { desk, connections, queues, clock, .. } = self;
+        let mut wait_until = wait_until;
+        if !desk.members.is_empty() {
+            desk.members.turn(queues, connections, clock.now())?;
+            wait_until = wait_until.map(|instant| instant.min(desk.members.wake_at()));
+        }
+        connections.turn(wait_until, |number, bytes, output, now| desk.read(number, bytes, output, now, events))
     }
+
+    fn close(&mut self, events: &mut impl Events) -> Result<(), TransportError> {
+        self.desk.members.leave(self.clock.now());
+        self.turn_until(LEFT_WITHIN, |members, _| members.have_left(), events).map(drop)
+    }
+}
+
+/// Before the load there is nothing to see.
+struct Nobody;
+
+impl Events for Nobody {
+    fn acknowledged(&mut self, _index: u64, _now: Ns) {}
+    fn refused(&mut self, _index: u64, _refusal: Refusal, _now: Ns) {}
+    fn delivered(&mut self, _origin: &Origin, _body: &[u8], _now: Ns) {}
 }
 
 impl Pen {
@@ -238,115 +313,12 @@ impl Pen {
     }
 }
 
-impl Desk {
-    /// Takes all whole frames of `bytes`; how many bytes that were.
-    fn read(
-        &mut self,
-        number: usize,
-        bytes: &[u8],
-        output: &mut Output,
-        now: Ns,
-        events: &mut impl Events,
-    ) -> Result<usize, TransportError> {
-        let mut used = 0;
-        loop {
-            match frame::decode(&bytes[used..], self.frame_max) {
-                Ok(Received::Frame(frame)) => {
-                    used += frame.len();
-                    self.take(number, &frame, output, now, events)?;
-                }
-                Ok(Received::Missing(missing)) if bytes.len() - used + missing <= self.input_bytes => return Ok(used),
-                Ok(Received::Missing(missing)) => {
-                    let sentence = format!("a frame of {missing} bytes more than the run's messages have");
-                    return Err(TransportError::Protocol(sentence));
-                }
-                Err(error) => return Err(TransportError::Protocol(format!("the broker sent no frame: {error}"))),
-            }
-        }
-    }
-
-    fn take(
-        &mut self,
-        number: usize,
-        frame: &Frame<'_>,
-        output: &mut Output,
-        now: Ns,
-        events: &mut impl Events,
-    ) -> Result<(), TransportError> {
-        let answer = Answer::decode(frame).map_err(|error| TransportError::Protocol(error.to_string()))?;
-        let index = frame.head.correlation.0.checked_sub(1);
-        match (answer, index) {
-            (Answer::Produce(answer), Some(index)) => {
-                if answer.level < self.level {
-                    let sentence = format!("{} was asked for, {} acknowledged", self.level, answer.level);
-                    return Err(TransportError::Protocol(sentence));
-                }
-                events.acknowledged(index, now);
-            }
-            (Answer::Deliver(delivery), None) => self.deliver(number, &delivery, output, now, events)?,
-            (Answer::Error(error), Some(index)) => events.refused(index, self.refusal(&error), now),
-            (Answer::Error(error), None) => return Err(TransportError::Protocol(error.sentence.to_owned())),
-            (other, _) => {
-                return Err(TransportError::Protocol(format!("the broker sent what nobody asked for: {other:?}")));
-            }
-        }
-        Ok(())
-    }
-
-    fn deliver(
-        &mut self,
-        number: usize,
-        delivery: &Deliver<'_>,
-        output: &mut Output,
-        now: Ns,
-        events: &mut impl Events,
-    ) -> Result<(), TransportError> {
-        let readings = &mut self.subscriptions[number];
-        let Ok(at) = readings.binary_search_by_key(&delivery.subscription, |reading| reading.subscription) else {
-            return Err(TransportError::Protocol(format!("a delivery for no subscription, {}", delivery.subscription)));
-        };
-        let reading = &mut readings[at];
-        match Batch::new(delivery.payload, delivery.batch.record_count) {
-            Ok(batch) => {
-                let skipped = (delivery.batch.first_wanted - delivery.batch.base_offset) as usize;
-                for record in batch.records().skip(skipped) {
-                    // A record that cannot be read is counted as corrupt, as its empty body is.
-                    events.delivered(reading.queue, record.as_ref().map_or(&[], |record| record.body()), now);
-                }
-            }
-            Err(_) => events.delivered(reading.queue, &[], now),
-        }
-        reading.messages += delivery.batch.record_count;
-        reading.bytes += delivery.payload.len() as u64;
-        if reading.messages >= CREDIT_MESSAGES / 2 || reading.bytes >= self.credit_bytes / 2 {
-            let credit =
-                Credit { subscription: reading.subscription, messages: reading.messages, bytes: reading.bytes };
-            self.credit.clear();
-            credit.encode(Correlation(0), &mut self.credit);
-            if output.push(&self.credit) {
-                (reading.messages, reading.bytes) = (0, 0);
-            }
-        }
-        Ok(())
-    }
-
-    fn refusal(&mut self, error: &ErrorAnswer<'_>) -> Refusal {
-        if !error.retriable {
-            if !std::mem::replace(&mut self.told, true) {
-                eprintln!("peregrine-loadgen: a message was refused for good: {}", error.sentence);
-            }
-            return Refusal::Final;
-        }
-        let behind_another = error.known_code() == Some(ErrorCode::OutOfSequence);
-        let after = error.detail.retry_after_ns.unwrap_or(if behind_another { 0 } else { RETRY_AFTER });
-        Refusal::Retry { after }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::SECOND;
+    use peregrine_protocol::record::Batch;
+
     use crate::content::Content;
     use crate::schedule::Schedule;
     use crate::workload::Workload;
