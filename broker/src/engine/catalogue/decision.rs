@@ -1,5 +1,7 @@
 //! Requests for changes of the catalogue, at home: each is a new entry, done already, or waits for one that is under way.
 
+use std::ops::Bound;
+
 use peregrine_protocol::entry::EntryDraft;
 use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, TopicId};
 use peregrine_protocol::limits::{GROUP_TOPICS_MAX, QUEUES_PER_TOPIC_MAX};
@@ -61,6 +63,7 @@ impl Catalogue {
             None => Err(Refusal::UnknownTopic),
             Some(topic) if queues < topic.queues => Err(Refusal::InvalidArgument("a topic never loses queues")),
             Some(topic) if queues == topic.queues => Ok(CatalogueDecision::Done(topic.clone())),
+            Some(topic) if self.would_overfill(topic, queues) => Err(Refusal::LimitReached("queues of a group")),
             Some(topic) => self.change_topic(ChangeKind::Alter, topic.id, name, queues, time),
         }
     }
@@ -99,6 +102,7 @@ impl Catalogue {
             group.add(topic, GroupStart::asked(start, time));
         }
         match known {
+            _ if self.queues_of(&group) > limits::GROUP_QUEUES_MAX => Err(Refusal::LimitReached("queues of a group")),
             _ if group.topics.len() > GROUP_TOPICS_MAX => Err(Refusal::LimitReached("topics of a group")),
             Some(known) if known.topics.len() == group.topics.len() => Ok(CatalogueDecision::Done(group)),
             _ => self.change(&CatalogueChange::Group(GroupChange::Is(group)), time),
@@ -122,6 +126,21 @@ impl Catalogue {
                 self.change(&CatalogueChange::Group(deleted), time)
             }
         }
+    }
+
+    /// Queues that the members of a group share.
+    fn queues_of(&self, group: &Group) -> u64 {
+        group.topics.iter().filter_map(|&(topic, _)| self.get(topic)).map(|topic| u64::from(topic.queues)).sum()
+    }
+
+    /// Whether a group would have too many queues if that topic had so many. Looks at every group, as this is rare.
+    fn would_overfill(&self, topic: &Topic, queues: u32) -> bool {
+        let more = u64::from(queues - topic.queues);
+        let consumes = |group: &&Group| group.start_in(topic.id).is_some();
+        self.groups
+            .from(Bound::Unbounded)
+            .filter(consumes)
+            .any(|group| self.queues_of(group) + more > limits::GROUP_QUEUES_MAX)
     }
 
     /// Where the newest pending change of that topic ends.

@@ -346,3 +346,23 @@ fn changes_behind_an_accepted_hole_count_by_themselves() {
     check_hole(&requests, &[4], "4 g: 3");
     check_hole(&requests, &[2, 4], "4 g: 3");
 }
+
+/// With 16 topics of 65,536 queues each, one assignment held up its executor for two seconds, and with 64 the watchdog would have
+/// ended the broker.
+#[test]
+fn a_group_does_not_grow_beyond_what_one_assignment_bears() {
+    let mut bench = check(&[
+        ("topic large 65536", "entry 1"),
+        ("topic small 1", "entry 2"),
+        ("topic half 32768", "entry 3"),
+        ("group full 1", "entry 4"),
+        ("group full 2", "LimitReached"),
+        ("group both 2 3", "entry 5"),
+    ]);
+    let alter = |bench: &Bench, name, queues| bench.engine.decide_alter(name, queues, bench.now).map(drop);
+    assert_eq!(alter(&bench, "half", 65_536), Err(Refusal::LimitReached("queues of a group")));
+    assert_eq!(alter(&bench, "half", 65_535), Ok(()));
+    assert_eq!(ask(&mut bench, "no-group both"), "entry 5");
+    bench.harden();
+    assert_eq!(alter(&bench, "half", 65_536), Ok(()));
+}
