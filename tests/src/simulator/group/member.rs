@@ -318,6 +318,8 @@ impl Member {
                 match self.manner {
                     Manner::Slow => {}
                     Manner::Usual if random.one_in(3) => {
+                        // Nothing more comes of it, no end either.
+                        self.held.remove(at);
                         self.requests.push((shard, Request::Unsubscribe { subscription }));
                     }
                     Manner::Usual | Manner::Diligent => self.acknowledge(at, true, random),
