@@ -48,6 +48,8 @@ pub struct Waiting {
     /// And those whose batches wait behind others that came back.
     pub at_gates: u64,
     pub forwarded: u64,
+    /// At the other shard.
+    pub unhandled: u64,
     pub busy: u64,
 }
 
@@ -129,7 +131,9 @@ impl Full {
 
     pub fn waiting(&mut self) -> Waiting {
         let figures = self.figures();
-        let figure = |name: &str| figures["shards"][0]["executor_figures"][name].as_u64().expect(name);
+        let figure_of =
+            |shard: usize, name: &str| figures["shards"][shard]["executor_figures"][name].as_u64().expect(name);
+        let figure = |name: &str| figure_of(0, name);
         Waiting {
             returned: figure("mesh_returned"),
             credit: figure("mesh_credit_used"),
@@ -137,6 +141,7 @@ impl Full {
             for_credit: figure("mesh_credit_waiting"),
             at_gates: figure("mesh_gates_waiting"),
             forwarded: figure("forwarded"),
+            unhandled: figure_of(1, "mesh_unhandled"),
             busy: figure("busy_elsewhere"),
         }
     }
@@ -164,7 +169,11 @@ impl Full {
     }
 
     pub fn until_nothing_waits(&mut self) -> Waiting {
-        self.until(|waiting| [waiting.returned, waiting.credit, waiting.bytes, waiting.for_credit] == [0; 4])
+        self.until(|waiting| [waiting.returned, waiting.credit, waiting.for_credit, waiting.unhandled] == [0; 4]);
+        // What the other shard said before it told its figures has been heard when the next ones are asked for.
+        let waiting = self.waiting();
+        assert_eq!(waiting.bytes, 0, "nobody holds them: {waiting:?}");
+        waiting
     }
 
     /// Bytes of the frame of such a batch.
@@ -355,4 +364,36 @@ fn a_connection_that_is_closed_while_its_batches_wait_leaves_nothing_behind() {
     while connections(&mut full) != before.1 {
         assert!(Instant::now() < deadline, "{:?}", before.1);
     }
+}
+
+#[test]
+fn a_batch_that_comes_back_to_a_connection_that_is_gone_leaves_nothing_behind() {
+    let mut full = Full::new(&[]);
+    full.patient.store(true, Ordering::Relaxed);
+    let near = (0..4).find(|&queue| shard_of_queue("full", QueueId(queue), 2) == ShardId(0)).expect("one of four");
+    let connections =
+        |full: &mut Full| full.figures()["shards"][0]["executor_figures"]["connections"].as_u64().expect("a number");
+    let before = connections(&mut full);
+    let mut gone = full.serving.client(Some(0));
+    for _ in 0..50 {
+        gone.subscribe(full.topic, near);
+    }
+    full.forwarded_held.store(true, Ordering::Relaxed);
+    let payload = batch(&[8; BODY]);
+    gone.send(&Request::Produce(full.produce(&payload)));
+    full.until(|waiting| waiting.credit == 1);
+    // More is on its way to it than its socket takes: the reset that follows is seen by its writer.
+    let large = batch(&vec![8; 200_000]);
+    for _ in 0..4 {
+        let head = head(full.topic, near, DurableLevel::Memory, &large);
+        let stored = full.observer.ask(&Request::Produce(Produce { head, payload: &large }));
+        assert!(matches!(stored, Said::Stored(_)), "{stored:?}");
+    }
+    drop(gone);
+    let deadline = Instant::now() + PATIENCE;
+    while connections(&mut full) != before {
+        assert!(Instant::now() < deadline, "it is still there");
+    }
+    full.forwarded_held.store(false, Ordering::Relaxed);
+    full.until_nothing_waits();
 }
