@@ -20,6 +20,7 @@ use peregrine_protocol::ids::{Nanos, ShardId};
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// A frame from another executor.
 pub struct Forwarded {
@@ -69,7 +70,7 @@ pub async fn run(executor: Rc<Executor>, shard: ShardId, inbox: Rc<Inbox>) {
     let mut handled = 0;
     loop {
         while executor.seams.holds_forwarded() {
-            turn().await;
+            glommio::timer::sleep(Duration::from_millis(1)).await;
         }
         let next = inbox.items.borrow_mut().pop_front();
         match next {
