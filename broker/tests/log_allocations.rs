@@ -3,7 +3,7 @@
 use peregrine_allocations::of_this_thread;
 use peregrine_broker::log::damage::Extent;
 use peregrine_broker::log::disk::simulated::{Conditions, Machine};
-use peregrine_broker::log::{AppendRefused, BootId, Directory, Log, LogOptions, Replay};
+use peregrine_broker::log::{AppendRefused, BootId, Directory, Log, LogOptions, Replay, RunId};
 use peregrine_protocol::checksum::crc32;
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret, EntryDraft, EntryFlags, EntryHeader, EntryKind};
 use peregrine_protocol::ids::{
@@ -41,7 +41,7 @@ fn draft(payload: &[u8], level: DurableLevel) -> EntryDraft {
 fn appends_and_reads_of_the_tail_allocate_nothing() {
     let machine = Machine::new(1, 1, Conditions::default());
     let directory = Directory { id: DirectoryId(1), secret: DirectorySecret([2; 16]), device: 3, inode: 4 };
-    let mut options = LogOptions::new(ShardId(0), directory, BootId(5), Some("/dev/shm/1-0".to_owned()));
+    let mut options = LogOptions::new(ShardId(0), directory, BootId(5), RunId(6), Some("/dev/shm/1-0".to_owned()));
     options.ring_bytes = 1 << 20;
     options.segment_bytes = 4 << 20;
     options.largest_entry = 256 << 10;

@@ -95,6 +95,7 @@ impl DataDirectory {
             device: about.dev(),
             inode: about.ino(),
             boot: boot_id().map_err(|error| self.io("learn the boot id of the machine for", error))?,
+            run: u64::from_le_bytes(random().map_err(|error| self.io("draw the id of a run on", error))?),
         })
     }
 
@@ -122,10 +123,7 @@ impl DataDirectory {
                 return Err(DirectoryError::Foreign { path: self.path.clone(), found });
             }
         }
-        let mut random = [0; 32];
-        File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random)).map_err(io)?;
-        let (&id, rest) = random.split_first_chunk().unwrap_or((&[0; 16], &[]));
-        let secret = rest.try_into().unwrap_or([0; 16]);
+        let (id, secret) = (random().map_err(io)?, random().map_err(io)?);
         assert!(id != [0; 16] && secret != [0; 16], "16 random bytes are not all zero");
         let stored = Stored { id: DirectoryId(u128::from_le_bytes(id)), secret: DirectorySecret(secret), shards };
         let new = self.path.join(IDENTITY_NEW);
@@ -212,6 +210,12 @@ impl Stored {
             field("shards")?.parse().ok().filter(|&shards| shards > 0).ok_or("its number of shards is wrong")?;
         Ok(Self { id: DirectoryId(hex("id")?), secret: DirectorySecret(hex("secret")?.to_be_bytes()), shards })
     }
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The boot of the machine, as `8ea…-…` with dashes in /proc.

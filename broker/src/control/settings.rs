@@ -174,6 +174,8 @@ pub struct Identity {
     pub inode: u64,
     /// `/proc/sys/kernel/random/boot_id`: another one means that every tmpfs is gone.
     pub boot: u128,
+    /// Drawn at random by this process.
+    pub run: u64,
 }
 
 /// What the ready line says beside the address: the shards call with it once all of them serve.

@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
     use crate::log::disk::BLOCK;
-    use crate::log::options::BootId;
+    use crate::log::options::{BootId, RunId};
 
     /// In blocks: base, data, epoch, previous end.
     fn identity((base, data, epoch, previous_end): (u64, u64, u64, u64)) -> Identity {
@@ -85,6 +85,8 @@ mod tests {
             secret: DirectorySecret([0; 16]),
             shard: ShardId(0),
             boot: BootId(0),
+            log: RunId(0),
+            run: RunId(0),
             base: LogPosition(base * block),
             epoch: Epoch(epoch),
             size: (data + 1) * block,

@@ -42,7 +42,7 @@ mod tests;
 pub use counters::LogCounters;
 pub use error::{AppendRefused, CloseError, ReadError, StartError};
 pub use log::{Appended, COPY_STEP, CloseState, LargeAppend, Log, Progress};
-pub use options::{BootId, Directory, FlushOptions, LogOptions, OptionsError, Smallest};
+pub use options::{BootId, Directory, FlushOptions, LogOptions, OptionsError, RunId, Smallest};
 pub use reader::{DiskBytes, LogReader};
 pub use recovery::{Replay, RingFate, StartReport};
 pub use ring::RingUnfit;

@@ -22,6 +22,11 @@ pub struct Directory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootId(pub u128);
 
+/// One run of the broker, drawn at random at its start. A log is known by the id of its first run. Both stand in every segment
+/// and in the ring's page, since epochs alone do not tell two logs apart that had the same place one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunId(pub u64);
+
 /// When the flusher writes. The defaults come from measurements of group commit on io_uring; ARCHITECTURE.md names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlushOptions {
@@ -56,6 +61,7 @@ pub struct LogOptions {
     pub shard: ShardId,
     pub directory: Directory,
     pub boot: BootId,
+    pub run: RunId,
     /// Path of the ring file on a tmpfs, named `{directory id}-{shard}`; `None` keeps the ring in anonymous memory, which no
     /// restart sees (`memory` must then be refused or raised to `synced` by the shard).
     pub ring: Option<String>,
@@ -96,11 +102,12 @@ const SEGMENT_GROWTH: u64 = 2;
 
 impl LogOptions {
     /// The defaults of DESIGN.md: a ring of 64 MiB, segments up to 256 MiB, entries up to a quarter of the ring.
-    pub fn new(shard: ShardId, directory: Directory, boot: BootId, ring: Option<String>) -> Self {
+    pub fn new(shard: ShardId, directory: Directory, boot: BootId, run: RunId, ring: Option<String>) -> Self {
         Self {
             shard,
             directory,
             boot,
+            run,
             ring,
             ring_bytes: 64 << 20,
             segment_bytes: 256 << 20,
@@ -201,7 +208,7 @@ mod tests {
     #[test]
     fn segments_grow_to_the_configured_size() {
         let directory = Directory { id: DirectoryId(1), secret: DirectorySecret([2; 16]), device: 3, inode: 4 };
-        let mut options = LogOptions::new(ShardId(0), directory, BootId(5), None);
+        let mut options = LogOptions::new(ShardId(0), directory, BootId(5), RunId(6), None);
         options.largest_entry = 1 << 20;
         assert_eq!(options.check(), Ok(()));
         assert_eq!(options.first_segment(0), 4 << 20);

@@ -16,7 +16,7 @@ use peregrine_protocol::ids::{Epoch, LogPosition, ShardId};
 
 use super::disk::BLOCK;
 use super::layout::{bytes_at, crc_holds, put, put_crc, u16_at, u32_at, u64_at, u128_at};
-use super::options::{BootId, Directory, LogOptions};
+use super::options::{BootId, Directory, LogOptions, RunId};
 
 /// Where a segment's name leads: `{base:020}-{epoch:010}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +61,8 @@ const AT_SIZE: usize = 80;
 const AT_PREVIOUS_END: usize = 88;
 const AT_DURABLE: usize = 96;
 const AT_LOSS: usize = 104;
+const AT_LOG: usize = 112;
+const AT_RUN: usize = 120;
 const AT_RING: usize = 128;
 const AT_CRC: usize = BLOCK - 4;
 
@@ -72,7 +74,7 @@ pub const RING_PATH_MAX: usize = AT_CRC - AT_RING;
 /// ```text
 /// at 0  magic "PgSegmnt" u64 · 8 version u32 · 12 shard u16 · 14 length of the ring's path u16 · 16 directory id u128
 /// 32 directory secret [16] · 48 boot id u128 · 64 base u64 · 72 epoch u64 · 80 size u64 · 88 previous end u64
-/// 96 durable u64 · 104 position of a note of loss u64, 0 where there is none · 112 zeros · 128 path of the ring file · zeros · 4092 CRC32 of all before
+/// 96 durable u64 · 104 position of a note of loss u64, 0 where there is none · 112 first run of the log u64 · 120 run id u64 · 128 path of the ring file · zeros · 4092 CRC32 of all before
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -80,6 +82,10 @@ pub struct Identity {
     pub secret: DirectorySecret,
     pub shard: ShardId,
     pub boot: BootId,
+    /// The first run of the log.
+    pub log: RunId,
+    /// The run that made the segment.
+    pub run: RunId,
     pub base: LogPosition,
     pub epoch: Epoch,
     /// Bytes of the file, this block included.
@@ -98,6 +104,7 @@ impl Identity {
     /// The identity of a segment that a run with these options makes.
     pub(super) fn of_run(
         options: &LogOptions,
+        log: RunId,
         epoch: Epoch,
         base: LogPosition,
         size: u64,
@@ -109,6 +116,8 @@ impl Identity {
             secret: options.directory.secret,
             shard: options.shard,
             boot: options.boot,
+            log,
+            run: options.run,
             base,
             epoch,
             size,
@@ -145,6 +154,8 @@ impl Identity {
         put(block, AT_PREVIOUS_END, self.previous_end.0.to_le_bytes());
         put(block, AT_DURABLE, self.durable.0.to_le_bytes());
         put(block, AT_LOSS, self.loss.unwrap_or_default().0.to_le_bytes());
+        put(block, AT_LOG, self.log.0.to_le_bytes());
+        put(block, AT_RUN, self.run.0.to_le_bytes());
         block[AT_RING..AT_RING + ring.len()].copy_from_slice(ring.as_bytes());
         put_crc(block, 0, AT_CRC);
     }
@@ -170,6 +181,8 @@ impl Identity {
             secret: DirectorySecret(bytes_at(block, AT_SECRET)),
             shard: ShardId(u16_at(block, AT_SHARD)),
             boot: BootId(u128_at(block, AT_BOOT)),
+            log: RunId(u64_at(block, AT_LOG)),
+            run: RunId(u64_at(block, AT_RUN)),
             base: LogPosition(u64_at(block, AT_BASE)),
             epoch: Epoch(u64_at(block, AT_EPOCH)),
             size: u64_at(block, AT_SIZE),
@@ -237,6 +250,8 @@ mod tests {
             secret: DirectorySecret([9; 16]),
             shard: ShardId(3),
             boot: BootId(11),
+            log: RunId(12),
+            run: RunId(13),
             base: LogPosition(8192),
             epoch: Epoch(5),
             size: 4 << 20,

@@ -9,7 +9,9 @@ use crate::log::damage::{DamagedExtent, Extent};
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
 use crate::log::fault::{Faults, RecoveryStep};
-use crate::log::{BootId, CloseError, Directory, FlushOptions, Log, LogOptions, Replay, StartError, StartReport};
+use crate::log::{
+    BootId, CloseError, Directory, FlushOptions, Log, LogOptions, Replay, RunId, StartError, StartReport,
+};
 use crate::shard::event::Event;
 use crate::shard::executor::{Executor, Facts, Layout};
 use crate::shard::mesh::Ends;
@@ -292,7 +294,7 @@ fn log_options(settings: &Settings, identity: &Identity, id: ShardId) -> Result<
         accept_loss: settings.accept_loss,
         discard_ring: settings.discard_ring(id),
         faults: faults(&settings.test_faults),
-        ..LogOptions::new(id, directory, BootId(identity.boot), ring)
+        ..LogOptions::new(id, directory, BootId(identity.boot), RunId(identity.run), ring)
     })
 }
 

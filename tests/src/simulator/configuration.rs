@@ -3,7 +3,7 @@
 use peregrine_broker::engine::MemoryLevel;
 use peregrine_broker::log::disk::simulated::{Conditions, Machine, Random};
 use peregrine_broker::log::fault::{Faults, Planted};
-use peregrine_broker::log::{BootId, Directory, FlushOptions, LogOptions, Smallest};
+use peregrine_broker::log::{BootId, Directory, FlushOptions, LogOptions, RunId, Smallest};
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
 use peregrine_protocol::ids::{Nanos, ShardId};
 
@@ -106,7 +106,7 @@ impl Configuration {
             flush: self.flush,
             smallest: Smallest { ring: 64 << 10, segment: 64 << 10 },
             faults,
-            ..LogOptions::new(ShardId(shard), directory, boot, ring)
+            ..LogOptions::new(ShardId(shard), directory, boot, RunId(machine.draw_run_id()), ring)
         }
     }
 }

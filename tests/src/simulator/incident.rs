@@ -8,7 +8,7 @@
 //!                          … another epoch's      refuses as before       --discard-ring            nothing
 //!                          … and is not due       comes up                                          nothing
 //!   a bit of a segment's identity turns over      names the file          it is mended              nothing
-//!   shard 0's log is gone, shard 1 has batches    refuses                 it is brought back        nothing
+//!   shard 0's log is gone, shard 1 has batches    refuses                 brought back, rings too   nothing
 //!                          … and rings stay where they are, for nothing else says where they were
 //! ```
 //!
@@ -16,6 +16,7 @@
 //! what a killed start leaves, so that a start goes on without them.
 
 use peregrine_broker::log::StartError;
+use peregrine_broker::log::disk::simulated::Machine;
 use peregrine_protocol::entry::EntryKind;
 use peregrine_protocol::ids::Epoch;
 use peregrine_protocol::limits::BLOCK;
@@ -50,7 +51,43 @@ enum What {
         byte: u64,
         bit: u8,
     },
-    LogGone,
+    /// The log and what held its rings: a start without it makes a ring of its own there.
+    LogGone(RingsAside),
+}
+
+/// The ring files of a shard as they stood in one boot of the machine.
+#[derive(Debug)]
+struct RingsAside {
+    boot: [u8; 16],
+    files: Vec<(String, Option<Vec<u8>>)>,
+}
+
+impl RingsAside {
+    fn of(machine: &Machine, shard: u16) -> Self {
+        let rings = machine.rings();
+        let read = |directory: &&str| {
+            let path = Configuration::ring_file(directory, shard);
+            let held = rings.take(&path);
+            if let Some(held) = held.clone() {
+                rings.put(&path, held);
+            }
+            (path, held)
+        };
+        Self { boot: machine.boot_id(), files: RING_DIRECTORIES.iter().map(read).collect() }
+    }
+
+    /// A loss of power has taken them.
+    fn bring_back(self, machine: &Machine) {
+        if machine.boot_id() != self.boot {
+            return;
+        }
+        for (path, held) in self.files {
+            machine.rings().take(&path);
+            if let Some(held) = held {
+                machine.rings().put(&path, held);
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +112,7 @@ impl Incident {
                 damage.files.iter().any(|(named, _)| named.ends_with(file.as_str())).then_some(Told::Otherwise)
             }
             // Its ring or its mark tells; or the other shard, which meets a topic that nobody knows.
-            (What::LogGone, StartError::Ring { .. } | StartError::Damage(_)) => {
+            (What::LogGone(_), StartError::Ring { .. } | StartError::Damage(_)) => {
                 self.told = Some(Told::Otherwise);
                 return true;
             }
@@ -86,7 +123,7 @@ impl Incident {
     }
 
     pub fn took_log_of(&self, shard: u16) -> bool {
-        matches!(self.what, What::LogGone) && self.shard == shard
+        matches!(self.what, What::LogGone(_)) && self.shard == shard
     }
 
     /// Rings are gone then, good or bad.
@@ -175,7 +212,8 @@ impl Simulation {
             return None;
         }
         self.machine.move_away(0);
-        Some(Incident { shard: 0, what: What::LogGone, told: None })
+        let rings = RingsAside::of(&self.machine, 0);
+        Some(Incident { shard: 0, what: What::LogGone(rings), told: None })
     }
 
     /// After a life: what a start has told of is put right, or given up.
@@ -196,8 +234,9 @@ impl Simulation {
                 self.statistics.identities_refused += 1;
                 self.machine.flip(usize::from(shard), &file, byte, bit);
             }
-            What::LogGone => {
+            What::LogGone(rings) => {
                 self.statistics.logs_missed += 1;
+                rings.bring_back(&self.machine);
                 self.machine.bring_back(usize::from(shard));
             }
         }
@@ -245,7 +284,7 @@ impl Simulation {
                 // A power cut may take a name that nothing relied on.
                 self.machine.file_names(usize::from(shard)).contains(file)
             }
-            What::LogGone => {
+            What::LogGone(_) => {
                 promise!(!self.is_up, "a start came up without the log of shard {shard}");
                 true
             }

@@ -157,8 +157,9 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         let left = current.end() - self.ring.tail();
         self.ahead.press(left);
         let (options, durable, base) = (&self.options, self.ring.durable(), current.end());
+        let log = current.log;
         let spare = |begun, made| (files::spare_name(self.epoch, begun), options.spare_segment(made));
-        let identity_for = |size| Identity::of_run(options, self.epoch, base, size, base, durable);
+        let identity_for = |size| Identity::of_run(options, log, self.epoch, base, size, base, durable);
         if let Some(work) = self.ahead.next_work(&self.disk, now, spare, identity_for) {
             return Some(LogTask(work));
         }

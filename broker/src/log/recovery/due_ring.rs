@@ -10,6 +10,7 @@ use crate::log::error::StartError;
 use crate::log::fault::Planted;
 use crate::log::options::LogOptions;
 use crate::log::ring::{PAGE_LEN, PageState, RingPage, RingUnfit};
+use crate::log::segment::Identity;
 
 /// What a due ring holds beyond the device.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +58,7 @@ impl<M: RingMemory> DueRing<M> {
             // A stop that was killed behind its mark leaves the file; held here, it is taken over or unlinked.
             let is_its_own = |memory: &M| match PageState::read(memory.bytes()) {
                 Ok(PageState::Ready { page, .. }) => {
-                    page.epoch == epoch && page.check_owner(&options.directory, options.shard).is_ok()
+                    page.run == newest.run && page.check_owner(&options.directory, options.shard).is_ok()
                 }
                 _ => false,
             };
@@ -75,7 +76,7 @@ impl<M: RingMemory> DueRing<M> {
         let (fate, tail) = if given_up(epoch) {
             (RingFate::Discarded, None)
         } else {
-            match Self::judge(memory.bytes(), survey, options, epoch) {
+            match Self::judge(memory.bytes(), survey, options, newest) {
                 Ok(Some(tail)) => (RingFate::Recovered, Some(tail)),
                 Ok(None) => (RingFate::NeverReady, None),
                 Err(reason) => return Err(unfit(options, epoch, path, reason)),
@@ -103,16 +104,25 @@ impl<M: RingMemory> DueRing<M> {
     }
 
     /// `None`: the run was never ready, and what came before it was recovered.
-    fn judge(file: &[u8], survey: &Survey, options: &LogOptions, epoch: Epoch) -> Result<Option<RingTail>, RingUnfit> {
+    fn judge(
+        file: &[u8],
+        survey: &Survey,
+        options: &LogOptions,
+        newest: &Identity,
+    ) -> Result<Option<RingTail>, RingUnfit> {
         let PageState::Ready { page, published, durable } = PageState::read(file)? else { return Ok(None) };
         let RingPage { size, .. } = page;
         page.check_owner(&options.directory, options.shard)?;
         let ignores_epoch = options.faults.has(Planted::IgnoreRingEpoch);
-        if page.epoch < epoch && !ignores_epoch {
-            return Ok(None);
-        }
-        if page.epoch > epoch {
+        if page.epoch > newest.epoch {
             return Err(RingUnfit::Epoch(page.epoch));
+        }
+        let is_another_run = page.epoch == newest.epoch && page.run != newest.run;
+        if (is_another_run || page.log != newest.log) && !ignores_epoch {
+            return Err(RingUnfit::OtherLog);
+        }
+        if page.epoch < newest.epoch && !ignores_epoch {
+            return Ok(None);
         }
         if !size.is_power_of_two() || file.len() as u64 != PAGE_LEN as u64 + size {
             return Err(RingUnfit::Size { file: file.len() as u64, page: size });
@@ -130,6 +140,6 @@ impl<M: RingMemory> DueRing<M> {
     }
 }
 
-fn unfit(options: &LogOptions, epoch: Epoch, path: &str, reason: RingUnfit) -> StartError {
+pub(super) fn unfit(options: &LogOptions, epoch: Epoch, path: &str, reason: RingUnfit) -> StartError {
     StartError::Ring { shard: options.shard, epoch, path: path.to_owned(), reason }
 }

@@ -15,7 +15,7 @@ use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 use crate::log::error::StartError;
 use crate::log::fault::{Planted, RecoveryStep};
 use crate::log::files;
-use crate::log::options::LogOptions;
+use crate::log::options::{LogOptions, RunId};
 use crate::log::segment::Identity;
 use crate::log::task::{OpenSegment, zero};
 
@@ -24,6 +24,7 @@ const WRITE: usize = 512 << 10;
 
 /// Where the fresh segment goes and what it holds at first.
 pub(super) struct Fresh {
+    log: RunId,
     pub epoch: Epoch,
     pub base: LogPosition,
     pub previous_end: LogPosition,
@@ -54,7 +55,9 @@ impl Fresh {
         // A segment of the log that begins at the cut holds nothing: the fresh one takes its place.
         let replaced = chain.links.iter().find(|link| link.base == cut);
         let previous_end = replaced.map_or(cut, |link| survey.segments[link.index].previous_end);
-        Self { epoch: Epoch(survey.highest_epoch().0 + 1), base, previous_end, content: Vec::new(), loss: None }
+        let log = survey.newest().map_or(options.run, |newest| newest.log);
+        let epoch = Epoch(survey.highest_epoch().0 + 1);
+        Self { log, epoch, base, previous_end, content: Vec::new(), loss: None }
     }
 
     /// Adds entries that stood in the ring, verbatim.
@@ -105,7 +108,7 @@ impl Fresh {
         let io = |doing: &'static str| io_error(options, move || doing.to_owned());
         let temporary = files::temporary_segment_name(self.epoch);
         let size = options.first_segment(self.content.len() as u64);
-        let identity = Identity::of_run(options, self.epoch, self.base, size, self.previous_end, self.end());
+        let identity = Identity::of_run(options, self.log, self.epoch, self.base, size, self.previous_end, self.end());
         let identity = Identity { loss: self.loss, ..identity };
         let file = disk.create(&temporary, size).await.map_err(io("make the run's first segment"))?;
         let written = async {

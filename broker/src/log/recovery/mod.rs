@@ -22,7 +22,7 @@ use std::io;
 use peregrine_protocol::entry::EntryHeader;
 use peregrine_protocol::ids::{Epoch, LogPosition};
 
-use self::due_ring::{DueRing, RingTail};
+use self::due_ring::{DueRing, RingTail, unfit};
 use self::fresh::Fresh;
 use self::gaps::OffsetGaps;
 use self::scan::Scan;
@@ -141,7 +141,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     clean(disk, options, &survey).await?;
     reached(RecoveryStep::Cleaned);
     let fate = due.fate;
-    let (mut new_ring, old_ring, tail) = take_ring_file(rings, options, due)?;
+    let (mut new_ring, old_ring, tail) = take_ring_file(rings, options, &survey, due)?;
     reached(RecoveryStep::RingMade);
     if tail.is_none() {
         sync_segments(disk, options, &survey, &chain, durable, cut).await?;
@@ -169,7 +169,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
         None => fresh.write(disk, options).await?,
     };
 
-    let page = RingPage::new(options, segment.identity.epoch);
+    let page = RingPage::new(options, &segment.identity);
     clear_and_resize(&mut new_ring, options)?;
     reached(RecoveryStep::RingCleared);
     let ring = Ring::set_up(new_ring, &page, fresh.end());
@@ -224,10 +224,12 @@ async fn clean<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey) -> Resu
 type RingFiles<M> = (M, Option<(String, M)>, Option<RingTail>);
 
 /// Makes the configured ring file where it is missing. A ring that is due is not touched before the fresh segment has its
-/// name; any other file of that name loses its magic here, so that a later start never takes it for this run's.
+/// name; any other file of that name loses its magic here, so that a later start never takes it for this run's. Messages may
+/// stand only in the ready ring of another log that had this place: it is cleared only where it was given up.
 fn take_ring_file<H: RingHost>(
     rings: &H,
     options: &LogOptions,
+    survey: &Survey,
     due: DueRing<H::Memory>,
 ) -> Result<RingFiles<H::Memory>, StartError> {
     let len = PAGE_LEN + options.ring_bytes as usize;
@@ -248,9 +250,14 @@ fn take_ring_file<H: RingHost>(
     let memory = match opened {
         Some(memory) if is_due || options.faults.has(Planted::IgnoreRingEpoch) => memory,
         Some(mut memory) => {
-            if let Ok(PageState::Ready { page, .. }) = PageState::read(memory.bytes()) {
+            if let Ok(PageState::Ready { page, published, durable }) = PageState::read(memory.bytes()) {
                 let owner = page.check_owner(&options.directory, options.shard);
                 owner.map_err(|reason| taken(options, path, reason))?;
+                let is_foreign = page.boot == options.boot && !survey.is_of_this_log(&page);
+                let holds_more = durable < published;
+                if is_foreign && holds_more && options.discard_ring != Some(page.epoch) {
+                    return Err(unfit(options, page.epoch, path, RingUnfit::LogGone));
+                }
             }
             clear_and_resize(&mut memory, options)?;
             memory

@@ -9,6 +9,7 @@ use crate::log::error::StartError;
 use crate::log::files::FileKind;
 use crate::log::mark::Mark;
 use crate::log::options::LogOptions;
+use crate::log::ring::RingPage;
 use crate::log::segment::{Identity, SegmentName};
 
 /// A file with a segment's name that is none.
@@ -131,6 +132,16 @@ impl Survey {
     pub fn is_sound(&self, given_up: &[Extent]) -> bool {
         let is_given_up = |bad: &BadSegment| given_up.iter().any(|extent| extent.contains(bad.name.base));
         self.bad.iter().all(is_given_up) && self.unreadable_marks.is_empty()
+    }
+
+    /// Whether that ready ring is of this log, or of one that had this place before or after it. Where no identity is good that
+    /// cannot be told.
+    pub fn is_of_this_log(&self, page: &RingPage) -> bool {
+        let has_run = page.epoch <= self.highest_epoch();
+        match self.newest() {
+            Some(newest) => has_run && newest.log == page.log,
+            None => has_run,
+        }
     }
 
     pub fn closes(&self, epoch: Epoch) -> bool {

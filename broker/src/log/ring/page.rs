@@ -3,7 +3,8 @@
 //! ```text
 //! at 0    magic "PgStRing" u64, stored last; zero while the ring is being set up
 //!    8    version u32 · 12 shard u16 · 16 directory id u128 · 32 directory's device u64 · 40 its inode u64
-//!    48   boot id u128 · 64 segment epoch u64 · 72 size u64 (bytes of ring, the page not counted) · 80 CRC32 of 8..80
+//!    48   boot id u128 · 64 segment epoch u64 · 72 size u64 (bytes of ring, the page not counted) · 80 first run of the log u64 · 88 run id u64
+//!    96   CRC32 of 8..96
 //!    128  published u64, and once more at 192          } each in a cache line of its own, stored twice
 //!    256  durable u64, and once more at 320            } before anything relies on it
 //! 4096    the ring
@@ -16,7 +17,8 @@ use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::ids::{Epoch, LogPosition, ShardId};
 
 use crate::log::layout::{crc_holds, put, put_crc, u16_at, u32_at, u64_at, u128_at};
-use crate::log::options::{BootId, Directory, LogOptions};
+use crate::log::options::{BootId, Directory, LogOptions, RunId};
+use crate::log::segment::Identity;
 
 /// Bytes before the ring.
 pub const PAGE_LEN: usize = 4096;
@@ -33,7 +35,9 @@ const AT_INODE: usize = 40;
 const AT_BOOT: usize = 48;
 const AT_EPOCH: usize = 64;
 const AT_SIZE: usize = 72;
-const AT_CRC: usize = 80;
+const AT_LOG: usize = 80;
+const AT_RUN: usize = 88;
+const AT_CRC: usize = 96;
 pub(super) const AT_PUBLISHED: [usize; 2] = [128, 192];
 pub(super) const AT_DURABLE: [usize; 2] = [256, 320];
 
@@ -45,6 +49,10 @@ pub struct RingPage {
     pub inode: u64,
     pub shard: ShardId,
     pub boot: BootId,
+    /// The first run of the log.
+    pub log: RunId,
+    /// The run that made the ring ready.
+    pub run: RunId,
     /// Epoch of the run, and of the segment that it opened.
     pub epoch: Epoch,
     /// Bytes of ring behind the page.
@@ -82,6 +90,8 @@ pub enum RingUnfit {
     Shard(ShardId),
     #[error("its epoch is {0}")]
     Epoch(Epoch),
+    #[error("another log of this data directory has used it since")]
+    OtherLog,
     #[error("it is {file} bytes long, but its page speaks of {page} bytes of ring")]
     Size { file: u64, page: u64 },
     #[error("published is {published} and durable {durable}, which cannot be in a ring of {size} bytes")]
@@ -124,14 +134,16 @@ impl StoredPositions {
 }
 
 impl RingPage {
-    pub(in crate::log) fn new(options: &LogOptions, epoch: Epoch) -> Self {
+    pub(in crate::log) fn new(options: &LogOptions, segment: &Identity) -> Self {
         Self {
             directory: options.directory.id,
             device: options.directory.device,
             inode: options.directory.inode,
             shard: options.shard,
             boot: options.boot,
-            epoch,
+            log: segment.log,
+            run: segment.run,
+            epoch: segment.epoch,
             size: options.ring_bytes,
         }
     }
@@ -147,6 +159,8 @@ impl RingPage {
         put(page, AT_BOOT, self.boot.0.to_le_bytes());
         put(page, AT_EPOCH, self.epoch.0.to_le_bytes());
         put(page, AT_SIZE, self.size.to_le_bytes());
+        put(page, AT_LOG, self.log.0.to_le_bytes());
+        put(page, AT_RUN, self.run.0.to_le_bytes());
         put_crc(page, AT_VERSION, AT_CRC);
     }
 
@@ -185,6 +199,8 @@ impl PageState {
             inode: u64_at(file, AT_INODE),
             shard: ShardId(u16_at(file, AT_SHARD)),
             boot: BootId(u128_at(file, AT_BOOT)),
+            log: RunId(u64_at(file, AT_LOG)),
+            run: RunId(u64_at(file, AT_RUN)),
             epoch: Epoch(u64_at(file, AT_EPOCH)),
             size: u64_at(file, AT_SIZE),
         };

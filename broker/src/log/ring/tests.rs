@@ -2,7 +2,7 @@ use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::ids::{Epoch, ShardId};
 
 use super::*;
-use crate::log::options::BootId;
+use crate::log::options::{BootId, RunId};
 
 struct Memory(Vec<u8>);
 
@@ -31,6 +31,8 @@ fn page() -> RingPage {
         inode: 3,
         shard: ShardId(4),
         boot: BootId(5),
+        log: RunId(7),
+        run: RunId(7),
         epoch: Epoch(6),
         size: SIZE,
     }

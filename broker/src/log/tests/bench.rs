@@ -11,7 +11,7 @@ use crate::log::disk::simulated::{Conditions, Crash, Machine, SimulatedDisk, Sim
 use crate::log::disk::{BLOCK, Disk};
 use crate::log::fault::Faults;
 use crate::log::log::{Appended, CloseState, Log};
-use crate::log::options::{BootId, Directory, LogOptions};
+use crate::log::options::{BootId, Directory, LogOptions, RunId};
 use crate::log::recovery::{Replay, RingFate, StartReport};
 use crate::log::task::Completion;
 use crate::log::{AppendRefused, CloseError, StartError};
@@ -66,7 +66,7 @@ impl Bench {
 
     pub fn seeded(seed: u64) -> Self {
         let directory = Directory { id: DirectoryId(1), secret: DirectorySecret([2; 16]), device: 3, inode: 4 };
-        let mut options = LogOptions::new(ShardId(0), directory, BootId(0), Some(RING.to_owned()));
+        let mut options = LogOptions::new(ShardId(0), directory, BootId(0), RunId(0), Some(RING.to_owned()));
         options.ring_bytes = 1 << 20;
         options.segment_bytes = 4 << 20;
         options.largest_entry = 256 << 10;
@@ -80,6 +80,7 @@ impl Bench {
     pub fn try_start_with(&self, change: impl FnOnce(&mut LogOptions)) -> Result<Process, StartError> {
         let mut options = self.options.clone();
         options.boot = BootId(u128::from_le_bytes(self.machine.boot_id()));
+        options.run = RunId(self.machine.draw_run_id());
         options.faults = Faults::default();
         change(&mut options);
         let faults = options.faults.clone();

@@ -16,7 +16,7 @@ use super::bench::{Seen, draft, payload};
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
 use crate::log::log::CloseState;
-use crate::log::options::{BootId, Directory};
+use crate::log::options::{BootId, Directory, RunId};
 use crate::log::recovery::RingFate;
 use crate::log::{AppendRefused, Completion, Log, LogOptions, StartReport};
 
@@ -123,7 +123,7 @@ fn on_this_disk<F: Future<Output = ()>>(case: impl FnOnce(std::path::PathBuf, Lo
         .make()
         .unwrap();
     let identity = Directory { id: DirectoryId(1), secret: DirectorySecret([2; 16]), device: 3, inode: 4 };
-    let mut options = LogOptions::new(ShardId(0), identity, BootId(0), Some(ring));
+    let mut options = LogOptions::new(ShardId(0), identity, BootId(0), RunId(0), Some(ring));
     options.ring_bytes = 1 << 20;
     options.segment_bytes = 4 << 20;
     options.largest_entry = 256 << 10;

@@ -391,6 +391,49 @@ fn a_ring_that_was_given_up_with_its_log_never_comes_back() {
     }
 }
 
+/// Two logs that had this place in turn: the ring has the epoch that the newest segment has, but not its run.
+#[test]
+fn a_ring_that_another_log_has_used_in_the_same_epoch_is_not_taken() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 3, 3);
+    bench.crash(process, Crash::Kill);
+    bench.machine.move_away(0);
+    let given_up = |options: &mut LogOptions| options.discard_ring = Some(Epoch(1));
+    let mut other = bench.try_start_with(given_up).map_err(|error| error.to_string()).unwrap();
+    assert_eq!(other.report.epoch, Epoch(1));
+    other.append_all(20..23, Synced, 300);
+    other.wait_durable();
+    other.faults.hold_flushes(true);
+    other.append_all(23..30, Memory, 300);
+    bench.crash(other, Crash::Kill);
+    bench.machine.bring_back(0);
+    let refused = bench.try_start().err();
+    let Some(StartError::Ring { epoch: Epoch(1), reason: RingUnfit::OtherLog, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    let process = bench.try_start_with(given_up).map_err(|error| error.to_string()).unwrap();
+    process.assert_recovered(0..3, RingFate::Discarded, 0);
+}
+
+/// A log that was stopped needs no ring, and would have cleared the one that the log in its place had left.
+#[test]
+fn the_ring_of_another_log_is_not_cleared_by_one_that_was_closed() {
+    let bench = Bench::new();
+    let process = half_in_the_ring(&bench, 3, 3);
+    process.close().unwrap();
+    bench.machine.move_away(0);
+    let other = half_in_the_ring(&bench, 0, 10);
+    assert_eq!((other.report.ring, other.report.epoch), (RingFate::FirstStart, Epoch(1)));
+    bench.crash(other, Crash::Kill);
+    bench.machine.bring_back(0);
+    let refused = bench.try_start().err();
+    let Some(StartError::Ring { epoch: Epoch(1), reason: RingUnfit::LogGone, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    let given_up = bench.try_start_with(|options| options.discard_ring = Some(Epoch(1)));
+    given_up.map_err(|error| error.to_string()).unwrap().assert_recovered(0..3, RingFate::Closed, 0);
+}
+
 #[test]
 fn what_is_left_over_is_unlinked() {
     let bench = Bench::new();

@@ -16,10 +16,12 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+static RUNS: AtomicU64 = AtomicU64::new(1);
 
 /// A broker that stops when it is told to.
 pub struct Serving {
@@ -66,6 +68,7 @@ pub fn serve(settings: &Settings) -> Serving {
         device: 1,
         inode: 2,
         boot: 3,
+        run: RUNS.fetch_add(1, Ordering::Relaxed),
     };
     let listener = listener::bind(settings.listen).expect("a free port");
     let address = listener.local_addr().expect("an address");

@@ -81,6 +81,7 @@ impl Machine {
             zero: Rc::new([0; BLOCK]),
             now: 1_000_000_000,
             boot: 1,
+            runs: 0,
             next_id: 0,
             serial: 0,
             next_inode: 0,
@@ -120,6 +121,13 @@ impl Machine {
         id[..8].copy_from_slice(&self.world().boot.to_le_bytes());
         id[8] = 0xB0;
         id
+    }
+
+    /// Another one for each start.
+    pub fn draw_run_id(&self) -> u64 {
+        let mut world = self.world();
+        world.runs += 1;
+        world.runs
     }
 
     /// The steps taken so far: the instants at which a crash could have struck.

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::log::disk::simulated::{Conditions, Machine, SimulatedDisk};
     use crate::log::disk::{Disk, DiskFile, RingHost, RingMemory};
-    use crate::log::options::BootId;
+    use crate::log::options::{BootId, RunId};
     use crate::log::ring::{PAGE_LEN, Ring};
 
     const EPOCH: Epoch = Epoch(6);
@@ -154,8 +154,17 @@ mod tests {
         let machine = Machine::new(1, 1, Conditions::default());
         let (disk, rings) = (machine.disk(0), machine.rings());
         let directory = DirectoryId(1);
-        let page =
-            RingPage { directory, device: 2, inode: 3, shard: ShardId(0), boot: BootId(4), epoch: EPOCH, size: 8192 };
+        let page = RingPage {
+            directory,
+            device: 2,
+            inode: 3,
+            shard: ShardId(0),
+            boot: BootId(4),
+            log: RunId(5),
+            run: RunId(5),
+            epoch: EPOCH,
+            size: 8192,
+        };
         drop(Ring::set_up(rings.create("ring", PAGE_LEN + 8192).unwrap(), &page, LogPosition(0)));
         let mut memory = rings.open("ring").unwrap().unwrap();
         memory.store_u64(128, 4096);
@@ -184,6 +193,8 @@ mod tests {
             secret: DirectorySecret([2; 16]),
             shard: ShardId(0),
             boot: BootId(4),
+            log: RunId(5),
+            run: RunId(5),
             base: LogPosition(base),
             epoch: Epoch(epoch),
             size: 2 * BLOCK as u64,

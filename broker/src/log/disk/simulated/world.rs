@@ -41,6 +41,8 @@ pub(super) struct World {
     pub now: u64,
     /// Losses of power, from 1.
     pub boot: u64,
+    /// Run ids drawn so far.
+    pub runs: u64,
     pub next_id: u64,
     /// Of the last completion.
     pub serial: u64,
