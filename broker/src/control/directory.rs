@@ -40,6 +40,8 @@ pub struct DataDirectory {
     path: PathBuf,
     /// Locked as long as it is open.
     _lock: File,
+    /// The id of this run.
+    run: u64,
 }
 
 impl DataDirectory {
@@ -67,7 +69,10 @@ impl DataDirectory {
         let until = Instant::now() + HELD_BY_THE_DEAD;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(Self { path: path.to_owned(), _lock: lock }),
+                Ok(()) => {
+                    let run = u64::from_le_bytes(random().map_err(io("draw the id of a run on"))?);
+                    return Ok(Self { path: path.to_owned(), _lock: lock, run });
+                }
                 Err(TryLockError::Error(source)) => return Err(io("lock")(source)),
                 Err(TryLockError::WouldBlock) if Instant::now() >= until => {
                     return Err(DirectoryError::InUse(path.to_owned()));
@@ -95,7 +100,7 @@ impl DataDirectory {
             device: about.dev(),
             inode: about.ino(),
             boot: boot_id().map_err(|error| self.io("learn the boot id of the machine for", error))?,
-            run: u64::from_le_bytes(random().map_err(|error| self.io("draw the id of a run on", error))?),
+            run: self.run,
         })
     }
 
@@ -254,6 +259,11 @@ mod tests {
         assert_eq!(made.shards, 3);
         assert_eq!(directory.identity(Some(3), 1).unwrap(), made);
         assert_eq!(directory.identity(None, 1).unwrap(), made);
+        drop(directory);
+        let again = locked(&folder).identity(None, 1).unwrap();
+        assert_eq!(Identity { run: made.run, ..again }, made);
+        assert_ne!(again.run, made.run, "each run has an id of its own");
+        let directory = locked(&folder);
         let refused = directory.identity(Some(2), 1).unwrap_err().to_string();
         assert!(refused.contains("3 shards") && refused.contains("2 shards"), "{refused}");
         let mode = std::fs::metadata(directory.path().join(IDENTITY)).unwrap().mode();
