@@ -9,7 +9,9 @@ use peregrine_protocol::ids::*;
 use peregrine_protocol::message::*;
 use peregrine_protocol::placement::shard_of_queue;
 
-use super::{Connection, FakeBroker, State};
+use super::connection::Connection;
+use super::queue::Queue;
+use super::{FakeBroker, State};
 
 type Key = (TopicId, QueueId);
 
@@ -197,7 +199,7 @@ impl Connection {
                     .map(|queue| {
                         let place = group.places.get(&(asked.topic, queue));
                         let offset = place.map_or(0, |place| place.committed);
-                        let end = queues.get(&(asked.topic, queue)).map_or(0, super::Queue::end);
+                        let end = queues.get(&(asked.topic, queue)).map_or(0, Queue::end);
                         LagRow {
                             queue,
                             offset: QueueOffset(offset),
@@ -215,7 +217,7 @@ impl Connection {
             }
             Request::ResetOffset(asked) => {
                 let key = (asked.topic, asked.queue);
-                let end = queues.get(&key).map_or(0, super::Queue::end);
+                let end = queues.get(&key).map_or(0, Queue::end);
                 let Some(group) = groups.find(asked.group) else { return error(ErrorCode::UnknownGroup, out) };
                 let place = group.places.entry(key).or_default();
                 place.committed = match asked.start {
@@ -287,7 +289,7 @@ impl Connection {
         let (messages, bytes) = (asked.credit_messages.into(), asked.credit_bytes as i64);
         let (next, is_revoked) = (None, false);
         self.group_subscriptions.push(GroupSubscription { id, group, member, key, next, is_revoked, messages, bytes });
-        let end = QueueOffset(state.queues.get(&key).map_or(0, super::Queue::end));
+        let end = QueueOffset(state.queues.get(&key).map_or(0, Queue::end));
         let (epoch, start) = (Epoch(state.epoch), QueueOffset(place.committed));
         Answer::Subscribe(SubscribeAnswer { subscription: id, epoch, start, end }).encode(correlation, &mut self.out);
     }
