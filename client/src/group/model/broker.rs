@@ -1,4 +1,4 @@
-//! What the broker does with a request, and with a queue that changes hands.
+//! What the broker does by itself and with requests: it assigns, answers, delivers, and hands queues over.
 
 use std::collections::BTreeSet;
 
@@ -6,11 +6,79 @@ use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::ids::{Epoch, MemberId, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId};
 use peregrine_protocol::message::{AckAnswer, AssignedQueue, HeartbeatAnswer, JoinGroupAnswer, Mode, SubscribeAnswer};
 
-use super::{CREDIT, HOME, QUEUES, Queue, Sent, Subscription, TOPIC, World, owner, refusal};
+use super::{CREDIT, HOME, QUEUES, Queue, Sent, Subscription, TOPIC, World, head, owner, refusal};
 use crate::error::Refusal;
 use crate::group::Action;
 
 impl World {
+    /// Gives each queue to whichever member `seed` says.
+    pub fn assign(&mut self, seed: u64) {
+        let clients: Vec<usize> = self.joined.keys().copied().collect();
+        self.number += 1;
+        for (_, queues) in self.joined.values_mut() {
+            queues.clear();
+        }
+        for queue in (0..QUEUES).map(QueueId) {
+            let draw = seed >> (queue.0 * 4);
+            let to = clients.get(draw as usize % clients.len().max(1)).map(|client| {
+                let (member, queues) = self.joined.get_mut(client).expect("joined");
+                queues.insert(queue);
+                *member
+            });
+            let state = &mut self.queues[queue.0 as usize];
+            let active = state.subscriptions.iter_mut().find(|it| it.next.is_some() && Some(it.member) == state.holder);
+            match active {
+                Some(active) if Some(active.member) != to => {
+                    state.next_holder = Some(to);
+                    if !std::mem::replace(&mut active.is_revoked, true) {
+                        let (client, ticket) = (active.client, active.ticket);
+                        self.send(client, owner(queue), Sent::Revoked(ticket));
+                    }
+                }
+                // It was revoked once: it gets the queue back when it subscribes again.
+                Some(active) if active.is_revoked => state.next_holder = Some(to),
+                Some(_) => {}
+                None => self.hand_over(queue, to),
+            }
+        }
+        for client in clients {
+            self.push_assignment(client);
+        }
+    }
+
+    pub fn sync(&mut self, queue: u32) {
+        let queue = &mut self.queues[queue as usize];
+        queue.durable = queue.committed;
+    }
+
+    /// The broker takes requests of one connection.
+    pub fn process(&mut self, client: usize, shard: ShardId, count: usize) {
+        for _ in 0..count {
+            let connection = self.members[client].connections.get_mut(&shard);
+            let Some(action) = connection.and_then(|connection| connection.to_broker.pop_front()) else { return };
+            self.answer(client, action);
+        }
+    }
+
+    /// The owner sends a batch to whoever has the queue, as its credit allows.
+    pub fn deliver(&mut self, queue: u32, count: usize) {
+        let state = &mut self.queues[queue as usize];
+        let Some(it) = state.subscriptions.iter_mut().find(|it| it.next.is_some() && !it.is_revoked) else { return };
+        assert_eq!(Some(it.member), state.holder, "one member alone has a queue");
+        let next = it.next.expect("active");
+        let Some(&(epoch, _)) = state.log.get(next as usize).filter(|_| it.credit > 0) else { return };
+        let messages: Vec<u64> = state.log[next as usize..]
+            .iter()
+            .take(count)
+            .take_while(|(other, _)| *other == epoch)
+            .map(|(_, message)| *message)
+            .collect();
+        it.credit -= messages.len() as i64;
+        it.next = Some(next + messages.len() as u64);
+        let (client, sent) = (it.client, Sent::Delivered(it.ticket, head(next, messages.len(), epoch), messages));
+        self.send(client, owner(QueueId(queue)), sent);
+    }
+
     pub(super) fn answer(&mut self, client: usize, action: Action) {
         let is_busy = self.busy > 0 && matches!(action, Action::Subscribe(..) | Action::Ack(..));
         self.busy -= u32::from(is_busy);
