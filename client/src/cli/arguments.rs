@@ -45,49 +45,21 @@ pub enum TopicCommand {
         output: OutputOptions,
     },
     /// List all topics
-    List {
-        /// Only topics whose names start so
-        #[arg(long, default_value = "")]
-        prefix: String,
-        #[command(flatten)]
-        output: OutputOptions,
-    },
+    List(ListOptions),
     /// Show a topic's queues: shard, offsets, epoch
-    Describe {
-        name: String,
-        #[command(flatten)]
-        output: OutputOptions,
-    },
+    Describe(NameOptions),
     /// Delete a topic and all its messages, for ever
-    Delete {
-        name: String,
-        #[command(flatten)]
-        output: OutputOptions,
-    },
+    Delete(NameOptions),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum GroupCommand {
     /// List all groups
-    List {
-        /// Only groups whose names start so
-        #[arg(long, default_value = "")]
-        prefix: String,
-        #[command(flatten)]
-        output: OutputOptions,
-    },
+    List(ListOptions),
     /// Show a group's topics and members
-    Describe {
-        name: String,
-        #[command(flatten)]
-        output: OutputOptions,
-    },
+    Describe(NameOptions),
     /// Show how far a group is in each queue, in messages and in time
-    Lag {
-        name: String,
-        #[command(flatten)]
-        output: OutputOptions,
-    },
+    Lag(NameOptions),
     /// Set where a group goes on, whether it is consuming or not
     Reset {
         name: String,
@@ -109,6 +81,22 @@ pub enum GroupCommand {
         #[command(flatten)]
         output: OutputOptions,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct ListOptions {
+    /// Only those whose names start so
+    #[arg(long, default_value = "")]
+    pub prefix: String,
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct NameOptions {
+    pub name: String,
+    #[command(flatten)]
+    pub output: OutputOptions,
 }
 
 #[derive(Debug, Clone, Copy, Args)]

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use peregrine_client::{Admin, Client, Group, GroupDescription, MemberId, Nanos, QueueLag, QueueReset, Start, TopicId};
 use serde_json::{Value, json};
 
-use super::arguments::{GroupCommand, OutputOptions};
+use super::arguments::{GroupCommand, ListOptions, NameOptions, OutputOptions};
 use super::failure::Failure;
 use super::start;
 use super::table::Table;
@@ -18,15 +18,15 @@ pub async fn run(broker: &str, command: GroupCommand) -> Result<(), Failure> {
     let admin = client.admin();
     let mut out = stdout().lock();
     match command {
-        GroupCommand::List { prefix, output } => {
+        GroupCommand::List(ListOptions { prefix, output }) => {
             let (groups, names) = (admin.list_groups(&prefix).await?, topic_names(&admin).await?);
             list(&mut out, &groups, &names, output)?;
         }
-        GroupCommand::Describe { name, output } => {
+        GroupCommand::Describe(NameOptions { name, output }) => {
             let description = admin.describe_group(&name).await?;
             describe(&mut out, &description, &topic_names(&admin).await?, output)?;
         }
-        GroupCommand::Lag { name, output } => {
+        GroupCommand::Lag(NameOptions { name, output }) => {
             let lags = admin.group_lag(&name).await?;
             let members = admin.describe_group(&name).await?.members;
             let names = members.into_iter().map(|member| (member.id, member.name)).collect();

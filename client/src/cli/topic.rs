@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use peregrine_client::{Client, Nanos, Topic};
 use serde_json::{Value, json};
 
-use super::arguments::TopicCommand;
+use super::arguments::{ListOptions, NameOptions, TopicCommand};
 use super::failure::Failure;
 use super::table::Table;
 
@@ -28,7 +28,7 @@ pub async fn run(broker: &str, command: TopicCommand) -> Result<(), Failure> {
                 writeln!(out, "topic {} {done}, queues: {}", topic.name, topic.queues)?;
             }
         }
-        TopicCommand::List { prefix, output } => {
+        TopicCommand::List(ListOptions { prefix, output }) => {
             let topics = admin.list_topics(&prefix).await?;
             if output.json {
                 let topics: Vec<Value> = topics.iter().map(as_json).collect();
@@ -42,7 +42,7 @@ pub async fn run(broker: &str, command: TopicCommand) -> Result<(), Failure> {
                 table.print(&mut out)?;
             }
         }
-        TopicCommand::Describe { name, output } => {
+        TopicCommand::Describe(NameOptions { name, output }) => {
             let description = admin.describe_topic(&name).await?;
             if output.json {
                 let queues: Vec<Value> = description
@@ -81,7 +81,7 @@ pub async fn run(broker: &str, command: TopicCommand) -> Result<(), Failure> {
                 table.print(&mut out)?;
             }
         }
-        TopicCommand::Delete { name, output } => {
+        TopicCommand::Delete(NameOptions { name, output }) => {
             let topic = admin.delete_topic(&name).await?;
             if output.json {
                 writeln!(out, "{}", json!({ "topic": as_json(&topic), "deleted": true }))?;
