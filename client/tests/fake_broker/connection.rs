@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use peregrine_protocol::entry::{DirectoryId, EntryFlags};
+use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::frame::{self, Received};
 use peregrine_protocol::ids::*;
@@ -256,18 +256,7 @@ impl Connection {
                 if end <= it.next || it.messages <= 0 || it.bytes <= 0 {
                     continue;
                 }
-                let head = BatchHead {
-                    base_offset: QueueOffset(batch.base),
-                    first_wanted: QueueOffset(batch.base.max(it.next)),
-                    record_count: batch.records,
-                    epoch: batch.epoch,
-                    position: LogPosition(4096),
-                    store_time: Nanos(1),
-                    payload_crc: batch.crc,
-                    payload_length: batch.payload.len() as u32,
-                    flags: EntryFlags::for_level(batch.level),
-                    attempt: 0,
-                };
+                let head = batch.head(it.next, 0);
                 it.messages -= (end - head.first_wanted.0) as i64;
                 it.bytes -= batch.payload.len() as i64;
                 it.next = end;

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use peregrine_protocol::entry::EntryFlags;
 use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::ids::*;
 use peregrine_protocol::message::*;
@@ -381,18 +380,7 @@ impl Connection {
                 continue;
             }
             let first = batch.base.max(next);
-            let head = BatchHead {
-                base_offset: QueueOffset(batch.base),
-                first_wanted: QueueOffset(first),
-                record_count: batch.records,
-                epoch: batch.epoch,
-                position: LogPosition(4096),
-                store_time: Nanos(1),
-                payload_crc: batch.crc,
-                payload_length: batch.payload.len() as u32,
-                flags: EntryFlags::for_level(batch.level),
-                attempt: if first < place.delivered { place.attempts } else { 1 },
-            };
+            let head = batch.head(first, if first < place.delivered { place.attempts } else { 1 });
             it.messages -= (end - first) as i64;
             it.bytes -= batch.payload.len() as i64;
             next = end;

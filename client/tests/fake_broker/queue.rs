@@ -1,6 +1,7 @@
 //! A queue of the fake broker, and what it makes of a batch: stored once in its producer's order, or refused.
 
 use peregrine_protocol::checksum::crc32;
+use peregrine_protocol::entry::EntryFlags;
 use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::ids::*;
 use peregrine_protocol::message::*;
@@ -21,6 +22,24 @@ pub(super) struct Stored {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     pub(super) batches: Vec<Stored>,
+}
+
+impl Stored {
+    /// As it is delivered to somebody who stands at `next`.
+    pub(super) fn head(&self, next: u64, attempt: u16) -> BatchHead {
+        BatchHead {
+            base_offset: QueueOffset(self.base),
+            first_wanted: QueueOffset(self.base.max(next)),
+            record_count: self.records,
+            epoch: self.epoch,
+            position: LogPosition(4096),
+            store_time: Nanos(1),
+            payload_crc: self.crc,
+            payload_length: self.payload.len() as u32,
+            flags: EntryFlags::for_level(self.level),
+            attempt,
+        }
+    }
 }
 
 impl Queue {
