@@ -406,7 +406,7 @@ impl Simulation {
 
     fn change_catalogue(&mut self, process: &mut Process) -> Result<(), Violation> {
         let name = format!("topic-{}", self.random.below(TOPICS_MAX as u64));
-        let (wall, now) = (self.wall(), self.now());
+        let wall = self.wall();
         let home = &mut process.shards[0];
         let decision = match self.random.below(10) {
             0 => {
@@ -417,20 +417,28 @@ impl Simulation {
             _ => home.engine.decide_create(&name, self.random.between(1, 3) as u32, wall),
         };
         match decision {
-            Ok(CatalogueDecision::Append { draft, payload }) => {
-                let payload: Rc<[u8]> = payload.into();
-                match home.append(&draft, &payload, &mut self.ledgers[0], now)? {
-                    Append::Done(header) => {
-                        self.machine.note(&("change", name, header.position));
-                        let position = header.position;
-                        home.waiting.wait(DurableLevel::Synced, header.end(), Waiting::Change { position });
-                        Ok(())
-                    }
-                    Append::Refused(refused) => self.not_appended(refused),
-                }
-            }
-            Ok(CatalogueDecision::Done(_) | CatalogueDecision::After(_)) => Ok(()),
+            Ok(decided) => self.append_change(home, name, decided),
             Err(refusal) => Self::must_be_sensible(&refusal),
+        }
+    }
+
+    /// What shard 0 decided about a topic or a group. Where that is an entry, it is answered when it is synced.
+    pub(super) fn append_change<T>(
+        &mut self,
+        home: &mut Shard,
+        name: String,
+        decided: CatalogueDecision<T>,
+    ) -> Result<(), Violation> {
+        let CatalogueDecision::Append { draft, payload } = decided else { return Ok(()) };
+        let (payload, now): (Rc<[u8]>, _) = (payload.into(), self.now());
+        match home.append(&draft, &payload, &mut self.ledgers[0], now)? {
+            Append::Done(header) => {
+                self.machine.note(&("change", name, header.position));
+                let position = header.position;
+                home.waiting.wait(DurableLevel::Synced, header.end(), Waiting::Change { position });
+                Ok(())
+            }
+            Append::Refused(refused) => self.not_appended(refused),
         }
     }
 

@@ -1,14 +1,13 @@
 //! What happens to groups and their members, one random step after the other.
 
-use peregrine_broker::engine::{CatalogueDecision, Group, GroupState, Refusal, StartAt, TopicState};
-use peregrine_protocol::ids::{DurableLevel, Epoch, Nanos, QueueId, QueueOffset, TopicId};
-
 use std::rc::Rc;
+
+use peregrine_broker::engine::{Group, GroupState, Refusal, StartAt, TopicState};
+use peregrine_protocol::ids::{Epoch, Nanos, QueueId, QueueOffset, TopicId};
 
 use super::group_ledger::Share;
 use super::member::{Manner, Member};
 use super::wire::{ConnectionId, Link, Message};
-use crate::simulator::process::{Append, Waiting};
 use crate::simulator::simulation::{Process, Simulation};
 use crate::simulator::violation::{Violation, promise};
 
@@ -179,7 +178,7 @@ impl Simulation {
 
     fn change_groups(&mut self, process: &mut Process) -> Result<(), Violation> {
         let name = format!("group-{}", self.random.below(self.consumers.settings.groups_max as u64));
-        let (wall, now) = (self.wall(), self.now());
+        let wall = self.wall();
         let topics: Vec<TopicId> = self.catalogue.live().map(|topic| topic.id).collect();
         let delete = self.random.one_in(6);
         let mut asked: Vec<(TopicId, StartAt)> = Vec::new();
@@ -196,19 +195,7 @@ impl Simulation {
             home.engine.decide_create_group(&name, &asked, wall)
         };
         match decision {
-            Ok(CatalogueDecision::Append { draft, payload }) => {
-                let payload: Rc<[u8]> = payload.into();
-                match home.append(&draft, &payload, &mut self.ledgers[0], now)? {
-                    Append::Done(header) => {
-                        self.machine.note(&("changes group", name, header.position));
-                        let position = header.position;
-                        home.waiting.wait(DurableLevel::Synced, header.end(), Waiting::Change { position });
-                        Ok(())
-                    }
-                    Append::Refused(refused) => self.not_appended(refused),
-                }
-            }
-            Ok(CatalogueDecision::Done(_) | CatalogueDecision::After(_)) => Ok(()),
+            Ok(decided) => self.append_change(home, name, decided),
             Err(refusal) => {
                 let sensible = matches!(
                     refusal,
