@@ -19,117 +19,33 @@
 //! stays out of it until the shard says that it can take the next batch of it, which is how a slow socket or a read from disk
 //! holds back its own subscriptions alone. Nothing here is durable: a crash ends connections and subscriptions with them.
 
+mod delivery;
+mod slots;
+mod turn;
+
 use std::collections::{HashMap, VecDeque};
 
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{GroupId, LogPosition, QueueOffset, SubscriptionId, TopicId};
+use peregrine_protocol::ids::{QueueOffset, SubscriptionId, TopicId};
 
-use super::group::Attempts;
-use super::index::{IndexCursor, IndexEntry};
-use super::queue::{Queue, QueueKey, QueueSlot, Queues};
+use self::slots::{ReaderSlot, reader_mut};
+use super::index::IndexCursor;
+use super::queue::{Queue, QueueSlot, Queues};
 use super::refusal::Refusal;
-use crate::limits;
+
+pub use self::delivery::{BatchPlace, Delivery};
+pub use self::slots::ReaderKey;
+pub use self::turn::{Turn, TurnLeft};
 
 /// Whoever subscribes: the shard's number for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReaderOwner(pub u64);
-
-/// Generations of a slot before they begin again: 22 bits, so that ids leave ten bits for the shard on the wire.
-const GENERATIONS: u32 = (1 << 22) - 1;
-
-/// Names a subscription within this engine, while it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReaderKey {
-    index: u32,
-    generation: u32,
-}
-
-impl ReaderKey {
-    pub fn id(self) -> SubscriptionId {
-        SubscriptionId(u64::from(self.generation) << 32 | u64::from(self.index))
-    }
-
-    fn of(id: SubscriptionId) -> Self {
-        Self { index: id.0 as u32, generation: (id.0 >> 32) as u32 }
-    }
-}
 
 /// How much a reader still takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Credit {
     pub messages: u64,
     pub bytes: u64,
-}
-
-/// A batch to deliver: where it stands, and which of its messages are wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchPlace {
-    /// Position of its entry header; the payload follows.
-    pub position: LogPosition,
-    /// Bytes of payload.
-    pub length: u32,
-    /// Offset of its first record.
-    pub base_offset: QueueOffset,
-    pub records: u32,
-    /// Offset of the first record that the reader wants: within the batch.
-    pub first_wanted: QueueOffset,
-    /// For a group's member: how often that record has been handed out with this, 1 for the first time. 0 for a reader.
-    pub attempt: u16,
-}
-
-impl BatchPlace {
-    /// The batch `entry` for a reader that stands at `next`.
-    pub fn for_reader(entry: &IndexEntry, next: QueueOffset) -> Self {
-        Self {
-            position: entry.position,
-            length: entry.length,
-            base_offset: entry.offset,
-            records: entry.records,
-            first_wanted: next.max(entry.offset),
-            attempt: 0,
-        }
-    }
-
-    /// The offset behind the batch.
-    pub fn end_offset(&self) -> QueueOffset {
-        self.base_offset + u64::from(self.records)
-    }
-
-    /// Messages of it that the reader wants.
-    pub fn wanted(&self) -> u64 {
-        self.end_offset() - self.first_wanted
-    }
-}
-
-/// What the shard does next for a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// Send this batch; the credit for it is taken. Then call [`super::Engine::delivered`].
-    Batch { owner: ReaderOwner, subscription: SubscriptionId, batch: BatchPlace },
-    /// The queue is to go to another member: say so. No batch follows. The member acknowledges what it is done with, or ends the
-    /// subscription; else [`Delivery::Ended`] follows.
-    Revoked { owner: ReaderOwner, subscription: SubscriptionId },
-    /// The subscription has ended: say why. What was handed out and not sent yet is not to be sent any more.
-    Ended { owner: ReaderOwner, subscription: SubscriptionId, code: ErrorCode },
-}
-
-/// What the subscription of a group's member is for.
-#[derive(Clone, Debug)]
-pub struct Turn {
-    pub group: GroupId,
-    pub queue: QueueKey,
-    /// Of what is handed out again.
-    pub attempts: Attempts,
-}
-
-/// A member's subscription that is gone.
-#[derive(Debug)]
-pub struct TurnLeft {
-    pub key: ReaderKey,
-    pub group: GroupId,
-    pub queue: QueueKey,
-    /// The offset behind the last message that it was handed.
-    pub delivered_end: QueueOffset,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,12 +104,6 @@ pub struct Readers {
     by_owner: HashMap<ReaderOwner, Vec<ReaderKey>>,
 }
 
-#[derive(Debug)]
-struct ReaderSlot {
-    generation: u32,
-    reader: Option<Reader>,
-}
-
 impl Readers {
     /// Adds a reader that wants the messages of `queue` from `start` on.
     pub fn add(
@@ -207,52 +117,6 @@ impl Readers {
         let key = self.make(owner, slot, queue.key.topic, credit, None)?;
         self.begin(key, queue, start);
         Ok(key.id())
-    }
-
-    /// Adds the subscription of a group's member; it stands by until [`Self::activate`].
-    pub fn add_turn(
-        &mut self,
-        owner: ReaderOwner,
-        slot: QueueSlot,
-        turn: Turn,
-        credit: Credit,
-    ) -> Result<ReaderKey, Refusal> {
-        self.make(owner, slot, turn.queue.topic, credit, Some(Box::new(turn)))
-    }
-
-    fn make(
-        &mut self,
-        owner: ReaderOwner,
-        queue: QueueSlot,
-        topic: TopicId,
-        credit: Credit,
-        turn: Option<Box<Turn>>,
-    ) -> Result<ReaderKey, Refusal> {
-        if self.len() >= limits::SUBSCRIPTIONS_MAX {
-            return Err(Refusal::LimitReached("subscriptions"));
-        }
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(ReaderSlot { generation: 0, reader: None });
-            (self.slots.len() - 1) as u32
-        });
-        let place = &mut self.slots[index as usize];
-        let key = ReaderKey { index, generation: place.generation };
-        let owned = self.by_owner.entry(owner).or_default();
-        let reader = place.reader.insert(Reader {
-            owner,
-            queue,
-            topic,
-            next: QueueOffset(0),
-            cursor: IndexCursor::default(),
-            messages: 0,
-            bytes: 0,
-            state: ReaderState::StandBy,
-            owned_at: owned.len() as u32,
-            turn,
-        });
-        owned.push(key);
-        add_credit(reader, credit);
-        Ok(key)
     }
 
     fn begin(&mut self, key: ReaderKey, queue: &mut Queue, start: QueueOffset) {
@@ -373,60 +237,6 @@ impl Readers {
         turns
     }
 
-    // Subscriptions of groups' members.
-
-    /// It is this subscription's turn: its messages come from `start` on.
-    pub fn activate(&mut self, key: ReaderKey, start: QueueOffset, attempts: Attempts, queues: &mut Queues) {
-        let Some(reader) = self.get_mut(key) else { unreachable!("a subscription that stands by lives") };
-        assert!(reader.state == ReaderState::StandBy, "a turn begins once");
-        if let Some(turn) = &mut reader.turn {
-            turn.attempts = attempts;
-        }
-        let Some(queue) = queues.get_mut(reader.queue) else { unreachable!("a deleted queue's readers have ended") };
-        self.begin(key, queue, start);
-    }
-
-    /// Nothing more comes; its owner is to be told, after the last batch.
-    pub fn revoke(&mut self, key: ReaderKey, queues: &mut Queues) {
-        match self.get_mut(key) {
-            Some(reader) if reader.state == ReaderState::Taken => reader.state = ReaderState::LastTaken,
-            _ => self.stop(key, ReaderState::Revoking, queues),
-        }
-    }
-
-    /// It ends; its owner is to be told why.
-    pub fn end(&mut self, key: ReaderKey, code: ErrorCode, queues: &mut Queues) {
-        self.stop(key, ReaderState::Ended(code), queues);
-    }
-
-    /// The offset behind the last message that it was handed.
-    pub fn delivered_end(&self, key: ReaderKey) -> QueueOffset {
-        let Some(reader) = self.get(key) else { unreachable!("a turn's subscription lives") };
-        reader.next
-    }
-
-    /// What an owner's subscription is for: `None` for a reader; the offset behind the last message that it was handed.
-    pub fn turn_of(
-        &self,
-        owner: ReaderOwner,
-        id: SubscriptionId,
-    ) -> Result<Option<(&Turn, ReaderKey, QueueOffset)>, Refusal> {
-        let key = self.owned(owner, id)?;
-        let Some(reader) = self.get(key) else { unreachable!("an owned reader lives") };
-        Ok(reader.turn.as_deref().map(|turn| (turn, key, reader.next)))
-    }
-
-    fn stop(&mut self, key: ReaderKey, state: ReaderState, queues: &mut Queues) {
-        let Some(reader) = reader_mut(&mut self.slots, key) else { unreachable!("the caller looked it up") };
-        if reader.state == ReaderState::Waiting
-            && let Some(queue) = queues.get_mut(reader.queue)
-        {
-            queue.waiting.retain(|&other| other != key);
-        }
-        reader.state = state;
-        self.ready.push_back(key);
-    }
-
     /// A topic was deleted: its readers are to be told. Looks at every reader, as deletion is rare.
     pub fn end_topic(&mut self, topic: TopicId) {
         for (index, place) in self.slots.iter_mut().enumerate() {
@@ -445,24 +255,6 @@ impl Readers {
     /// Those of one owner, with those whose end it has still to be told.
     pub fn len_of(&self, owner: ReaderOwner) -> usize {
         self.by_owner.get(&owner).map_or(0, Vec::len)
-    }
-
-    fn get(&self, key: ReaderKey) -> Option<&Reader> {
-        let place = self.slots.get(key.index as usize)?;
-        if place.generation == key.generation { place.reader.as_ref() } else { None }
-    }
-
-    fn get_mut(&mut self, key: ReaderKey) -> Option<&mut Reader> {
-        reader_mut(&mut self.slots, key)
-    }
-
-    /// The key of a subscription, if it is this owner's and its topic still exists.
-    fn owned(&self, owner: ReaderOwner, id: SubscriptionId) -> Result<ReaderKey, Refusal> {
-        let key = ReaderKey::of(id);
-        match self.get(key) {
-            Some(reader) if reader.owner == owner && !matches!(reader.state, ReaderState::Ended(_)) => Ok(key),
-            _ => Err(Refusal::UnknownSubscription),
-        }
     }
 
     fn resettle(&mut self, key: ReaderKey, queues: &mut Queues) {
@@ -484,28 +276,6 @@ impl Readers {
         let turn = reader.turn.filter(|_| !matches!(reader.state, ReaderState::Ended(_)))?;
         Some(TurnLeft { key, group: turn.group, queue: turn.queue, delivered_end: reader.next })
     }
-
-    fn remove(&mut self, key: ReaderKey) -> Reader {
-        let place = &mut self.slots[key.index as usize];
-        assert!(place.generation == key.generation, "a reader is removed once");
-        place.generation = place.generation.wrapping_add(1) & GENERATIONS;
-        let Some(reader) = place.reader.take() else { unreachable!("a reader is removed once") };
-        self.free.push(key.index);
-        let Some(owned) = self.by_owner.get_mut(&reader.owner) else { unreachable!("a reader has an owner") };
-        owned.swap_remove(reader.owned_at as usize);
-        if let Some(&moved) = owned.get(reader.owned_at as usize) {
-            let Some(moved) = reader_mut(&mut self.slots, moved) else { unreachable!("an owned reader lives") };
-            moved.owned_at = reader.owned_at;
-        } else if owned.is_empty() {
-            self.by_owner.remove(&reader.owner);
-        }
-        reader
-    }
-}
-
-fn reader_mut(slots: &mut [ReaderSlot], key: ReaderKey) -> Option<&mut Reader> {
-    let place = slots.get_mut(key.index as usize)?;
-    if place.generation == key.generation { place.reader.as_mut() } else { None }
 }
 
 /// Puts a reader that is neither waiting nor ready where its credit and its queue say.
