@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use peregrine_protocol::limits::GROUP_TOPICS_MAX;
@@ -23,6 +24,8 @@ use crate::idempotence::back_off::random_identity;
 const MESSAGES: u64 = 16_384;
 /// Bytes on their way to the application and in its hands, over all queues.
 const BYTES: u64 = 16 << 20;
+/// Consumers of this process so far.
+static CONSUMERS: AtomicU64 = AtomicU64::new(0);
 /// How long `close` waits for what the application holds: as long as a broker waits by default when a queue moves.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -138,7 +141,8 @@ impl ConsumerBuilder {
             group: group.id,
             home,
             name: name.clone(),
-            client: self.client.instance().to_owned(),
+            // Each consumer is one of its own, so that two under one name fence each other on one connection too.
+            client: format!("{}/{}", self.client.instance(), CONSUMERS.fetch_add(1, Ordering::Relaxed)),
             topics,
             shards,
             credit_messages: self.messages.max(1),

@@ -15,6 +15,9 @@ use crate::group::{Action, MemberCore, Notice, QueueKey, Token};
 use crate::link::{Generation, Link, Listener, MemberRequest};
 use crate::message::Delivery;
 
+/// Errors kept for an application that does not ask; what comes then is not told.
+const ERRORS_MAX: usize = 1_024;
+
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
@@ -142,7 +145,9 @@ impl State {
     }
 
     pub fn tell(&mut self, error: Error) {
-        self.errors.push_back(error);
+        if self.errors.len() < ERRORS_MAX {
+            self.errors.push_back(error);
+        }
     }
 
     /// The error of a shard that could not be reached in time.

@@ -14,7 +14,7 @@ use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{MemberId, Nanos, QueueOffset, ShardId, SubscriptionId};
 use peregrine_protocol::message::{Ack, BatchHead, Credit, SubscribeAnswer};
 
-use super::action::{QueueKey, Ticket, Token};
+use super::action::{Notice, QueueKey, Ticket, Token};
 use super::window::Window;
 use crate::error::Refusal;
 use crate::idempotence::back_off::BackOff;
@@ -41,6 +41,8 @@ pub(super) struct Claim<M> {
     /// Nothing is tried before.
     pub retry_at: Option<Nanos>,
     back_off: BackOff,
+    /// What the application was told last of trouble that lasts.
+    pub told: Option<Notice>,
     /// It stands in the core's list of queues with messages for the application.
     pub is_listed: bool,
 }
@@ -70,6 +72,9 @@ pub(super) struct Open {
     pub subscription: SubscriptionId,
     /// Nothing more comes; another member waits for the queue.
     pub is_revoked: bool,
+    /// What came does not join on to what is here: the queue has a hole. Once all before it is done, the queue is subscribed to
+    /// anew, behind the hole.
+    pub is_before_hole: bool,
     /// Behind the last message that came under it: nothing above is acknowledged.
     delivered: QueueOffset,
     has_delivered: bool,
@@ -98,6 +103,7 @@ impl<M> Claim<M> {
             window: None,
             retry_at: None,
             back_off: BackOff::new(FIRST_DELAY, LONGEST_DELAY, seed),
+            told: None,
             is_listed: false,
         }
     }
@@ -105,12 +111,12 @@ impl<M> Claim<M> {
     /// The subscription was opened.
     pub fn subscribed(&mut self, asked: Asked, answer: &SubscribeAnswer) {
         let Asked { ticket, share, .. } = asked;
-        self.back_off.reset();
         self.go_on_at(ticket, answer.start);
         self.slot = Slot::Open(Open {
             ticket,
             subscription: answer.subscription,
             is_revoked: false,
+            is_before_hole: false,
             delivered: answer.start,
             has_delivered: false,
             ack_in_flight: false,
@@ -136,6 +142,16 @@ impl<M> Claim<M> {
         let joins_on = self.window.as_ref().is_some_and(|window| window.takes(head.first_wanted));
         if open.is_revoked && !joins_on {
             return None; // it comes behind what was given up
+        }
+        let is_behind = |window: &Window<M>| window.is_below(head.first_wanted);
+        if open.is_before_hole || open.has_delivered && self.window.as_ref().is_some_and(is_behind) {
+            open.is_before_hole = true;
+            return None;
+        }
+        // What comes once more is no sign that the trouble is over.
+        if self.window.as_ref().is_none_or(|window| window.is_below(head.end_offset())) {
+            self.back_off.reset();
+            self.told = None;
         }
         let is_first = !std::mem::replace(&mut open.has_delivered, true);
         open.delivered = head.end_offset();

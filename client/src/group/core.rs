@@ -51,6 +51,7 @@ pub struct MemberTopic {
 #[derive(Debug)]
 pub struct MemberCore<M> {
     pub(super) options: MemberOptions,
+    /// Those of its topics that it joins for: all but the deleted ones, as long as there are others.
     pub(super) topic_ids: Vec<TopicId>,
     pub(super) membership: Membership,
     pub(super) claims: BTreeMap<QueueKey, Claim<M>>,
@@ -222,12 +223,7 @@ impl<M> MemberCore<M> {
     /// The answer to [`Action::Heartbeat`].
     pub fn heartbeat_answered(&mut self, answer: Result<HeartbeatAnswer, Refusal>, _now: Nanos) {
         match answer {
-            Err(refusal) if refusal.code() == Some(ErrorCode::UnknownMember) => {
-                if self.membership.standing == Standing::Joined {
-                    self.membership.standing = Standing::Out;
-                    self.join();
-                }
-            }
+            Err(refusal) if refusal.code() == Some(ErrorCode::UnknownMember) => self.join_again(),
             Err(refusal) if !refusal.retriable => self.fail(refusal),
             // An assignment that was missed is pushed once more; a home that is busy is told again in time.
             Ok(_) | Err(_) => {}
@@ -259,9 +255,17 @@ impl<M> MemberCore<M> {
         self.settle_all(now);
     }
 
-    /// The broker says that the membership is over: fenced by another join under its name, or the group was deleted.
+    /// The broker says that the membership is over: fenced by another join under its name, the group deleted, or silent for too
+    /// long, after which it joins again.
     pub fn member_ended(&mut self, member: MemberId, refusal: Refusal) {
-        if Some(member) == self.membership.member {
+        if Some(member) != self.membership.member {
+            return;
+        }
+        if refusal.code() == Some(ErrorCode::UnknownMember) {
+            self.join_again();
+        } else {
+            // There is nothing to leave.
+            self.membership.standing = Standing::Out;
             self.fail(refusal);
         }
     }
@@ -415,6 +419,21 @@ impl<M> MemberCore<M> {
         }
     }
 
+    /// The home does not know this member any more.
+    fn join_again(&mut self) {
+        if self.membership.standing == Standing::Joined {
+            self.membership.standing = Standing::Out;
+            self.join();
+        }
+    }
+
+    /// The topic was deleted: a join that names it would be refused. With the last one the membership has no sense, and ends.
+    pub(super) fn forget_topic(&mut self, topic: TopicId) {
+        if self.topic_ids.len() > 1 {
+            self.topic_ids.retain(|&known| known != topic);
+        }
+    }
+
     pub(super) fn join(&mut self) {
         if self.membership.standing != Standing::Out || !self.connected.contains(&self.options.home) {
             return;
@@ -462,6 +481,11 @@ impl<M> MemberCore<M> {
             return;
         }
         self.failure = Some(refusal.into());
+        // Where the home still counts on it, nobody need wait for its silence.
+        if let (Standing::Joined, Some(member)) = (self.membership.standing, self.membership.member) {
+            let leave = LeaveGroup { group: self.options.group, member };
+            self.actions.push_back(Action::Leave(self.options.home, leave));
+        }
         self.membership.standing = Standing::Gone;
         for key in self.claims.keys().copied().collect::<Vec<_>>() {
             self.unsubscribe(key);

@@ -19,6 +19,7 @@ impl<M> MemberCore<M> {
         let goes_on = self.membership.standing != Standing::Gone && (!self.is_closing || claim.owes_ack());
         let is_wanted = claim.is_assigned && goes_on;
         let is_revoked = matches!(&claim.slot, Slot::Open(open) if open.is_revoked);
+        let is_before_hole = matches!(&claim.slot, Slot::Open(open) if open.is_before_hole);
         if !is_wanted || is_revoked {
             claim.drop_line();
         }
@@ -37,13 +38,14 @@ impl<M> MemberCore<M> {
         if let Some((ticket, ack)) = claim.next_ack(now) {
             self.actions.push_back(Action::Ack(shard, ticket, ack));
         }
-        if !stays {
-            if claim.is_settled() {
-                self.unsubscribe(key);
-            }
+        if (!stays || is_before_hole) && claim.is_settled() {
+            self.unsubscribe(key);
             return;
         }
-        if let Some(credit) = claim.next_credit(share) {
+        if !stays {
+            return;
+        }
+        if !is_before_hole && let Some(credit) = claim.next_credit(share) {
             self.actions.push_back(Action::Credit(shard, credit));
         }
         if !claim.is_listed && claim.has_line() {
@@ -96,11 +98,20 @@ impl<M> MemberCore<M> {
                 self.assigned -= usize::from(claim.is_assigned);
                 claim.is_assigned = false;
                 claim.lose();
+                if refusal.code() == Some(ErrorCode::TopicDeleted) {
+                    self.forget_topic(key.topic);
+                }
                 self.notices.push_back(Notice::Refused { key, refusal });
             }
-            Some(ErrorCode::Damaged) => {
+            // More queues than a connection may have subscriptions: another member may get this one, or this one others' place.
+            Some(ErrorCode::Damaged | ErrorCode::LimitReached) => {
                 claim.wait(None, now);
-                self.notices.push_back(Notice::Refused { key, refusal });
+                let notice = Notice::Refused { key, refusal };
+                // Told once while the trouble lasts.
+                if claim.told.as_ref() != Some(&notice) {
+                    claim.told = Some(notice.clone());
+                    self.notices.push_back(notice);
+                }
             }
             Some(ErrorCode::Truncated) => {
                 claim.lose();

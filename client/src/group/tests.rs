@@ -2,11 +2,11 @@
 
 use proptest::prelude::*;
 
-use super::model::{CREDIT, HOME, QUEUES, SHARDS, TOPIC, World, head, key, new_core, refusal};
+use super::model::{CREDIT, HOME, QUEUES, SHARDS, TOPIC, World, core_of, head, key, new_core, refusal};
 use super::{Action, MemberCore, Notice, Ticket, Token};
 use crate::error::Error;
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{Epoch, MemberId, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId};
+use peregrine_protocol::ids::{Epoch, MemberId, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId};
 use peregrine_protocol::message::{
     AckAnswer, AssignedQueue, AssignedQueues, Assignment, JoinGroupAnswer, SubscribeAnswer,
 };
@@ -138,15 +138,18 @@ impl Alone {
     /// Answers the subscribe that must be among the actions.
     fn subscribe(&mut self, place: u64) -> Ticket {
         let actions = self.actions();
+        self.answer_subscribe(&actions, place).unwrap_or_else(|| panic!("no subscribe in {actions:?}"))
+    }
+
+    fn answer_subscribe(&mut self, actions: &[Action], place: u64) -> Option<Ticket> {
         let ticket = actions.iter().find_map(|action| match action {
             Action::Subscribe(_, ticket, _) => Some(*ticket),
             _ => None,
-        });
-        let ticket = ticket.unwrap_or_else(|| panic!("no subscribe in {actions:?}"));
+        })?;
         let (start, end) = (QueueOffset(place), QueueOffset(place));
         let answer = SubscribeAnswer { subscription: SubscriptionId(ticket.0), epoch: Epoch(1), start, end };
         self.core.subscribed(ticket, Ok(answer), self.now);
-        ticket
+        Some(ticket)
     }
 
     fn deliver(&mut self, ticket: Ticket, first: u64, count: usize) {
@@ -358,4 +361,94 @@ fn credit_is_shared_among_the_queues_and_given_back_when_messages_are_done() {
     assert_eq!(credit(&it.actions()), 2);
     it.assign(2, &[0]);
     assert_eq!(credit(&it.actions()), CREDIT as u32 / 2, "its share has grown");
+}
+
+/// The home gave up a consumer whose process had stood still, and the consumer took that for its end.
+#[test]
+fn a_member_that_was_silent_for_too_long_joins_again() {
+    let mut it = Alone::joined(1);
+    it.assign(1, &[0]);
+    it.core.member_ended(MemberId(1), refusal(ErrorCode::UnknownMember));
+    it.join_as(2);
+    assert!(!it.core.is_over() && it.core.member() == Some(MemberId(2)));
+}
+
+/// A join that named a topic that had been deleted long before was refused, and ended the consumer of all others.
+#[test]
+fn a_join_names_no_topic_that_was_deleted() {
+    let other = TopicId(TOPIC.0 + 1);
+    let mut it = Alone { core: core_of(0, &[TOPIC, other]), now: Nanos(1) };
+    it.core.connected(HOME, it.now);
+    it.core.connected(ShardId(1), it.now);
+    it.join_as(1);
+    it.assign(1, &[0]);
+    let ticket = it.subscribe(0);
+    it.core.ended(ticket, refusal(ErrorCode::TopicDeleted), it.now);
+    it.core.disconnected(HOME, it.now);
+    it.core.connected(HOME, it.now);
+    assert_eq!(it.core.join_request().topics.iter().collect::<Vec<_>>(), [other]);
+}
+
+/// What stood before a hole in the queue was dropped when what stands behind it came, and counted as done.
+#[test]
+fn messages_before_a_hole_are_handed_out_and_done_first() {
+    let mut it = Alone::joined(1);
+    it.assign(1, &[0]);
+    let ticket = it.subscribe(0);
+    it.deliver(ticket, 0, 3);
+    it.deliver(ticket, 10, 2);
+    it.deliver(ticket, 12, 1);
+    let before: Vec<_> = std::iter::from_fn(|| it.take()).collect();
+    assert_eq!(before.iter().map(|token| token.offset.0).collect::<Vec<_>>(), [0, 1, 2]);
+    for token in &before {
+        assert!(it.core.done(token, it.now));
+    }
+    it.answer_ack(ticket, 1);
+    it.answer_ack(ticket, 3);
+    let actions = it.actions();
+    assert!(actions.contains(&Action::Unsubscribe(HOME, ticket, SubscriptionId(ticket.0))), "{actions:?}");
+    it.core.unsubscribed(ticket, it.now);
+    let ticket = it.subscribe(3);
+    it.deliver(ticket, 10, 3);
+    let behind: Vec<_> = std::iter::from_fn(|| it.take()).map(|token| token.offset.0).collect();
+    assert_eq!(behind, [10, 11, 12]);
+}
+
+/// A damaged batch was asked for anew every 20 ms for ever, and told as often.
+#[test]
+fn trouble_that_lasts_is_told_once_and_tried_more_and_more_rarely() {
+    let mut it = Alone::joined(1);
+    it.assign(1, &[0]);
+    let mut ticket = it.subscribe(0);
+    let mut delays = Vec::new();
+    for _ in 0..12 {
+        it.deliver(ticket, 0, 3);
+        it.core.ended(ticket, refusal(ErrorCode::Damaged), it.now);
+        let since = it.now;
+        ticket = loop {
+            it.now = it.core.next_wake().expect("another try");
+            it.core.wake(it.now);
+            let actions = it.actions();
+            if let Some(ticket) = it.answer_subscribe(&actions, 0) {
+                break ticket;
+            }
+        };
+        delays.push(it.now.0 - since.0);
+    }
+    assert!(delays[11] > 10 * delays[0], "{delays:?}");
+    assert_eq!(std::iter::from_fn(|| it.core.next_notice()).count(), 1);
+}
+
+/// More queues than the broker serves over one connection: what it refuses is tried again, and the member goes on.
+#[test]
+fn a_queue_beyond_the_broker_s_limit_ends_nothing() {
+    let mut it = Alone::joined(1);
+    it.assign(1, &[0]);
+    it.core.subscribed(Ticket(1), Err(refusal(ErrorCode::LimitReached)), it.now);
+    assert!(!it.core.is_over());
+    assert!(matches!(it.core.next_notice(), Some(Notice::Refused { .. })));
+    it.actions();
+    it.now = it.core.next_wake().expect("another try");
+    it.core.wake(it.now);
+    it.subscribe(0);
 }

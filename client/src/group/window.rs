@@ -81,6 +81,11 @@ impl<M> Window<M> {
         (self.acked..=self.end).contains(&first)
     }
 
+    /// Whether all that was received lies below, and not up to there.
+    pub fn is_below(&self, first: QueueOffset) -> bool {
+        self.end < first
+    }
+
     /// Takes a batch's messages from offset `first` on, of which those that are here already are left out. It joins on
     /// ([`Self::takes`]). Answers where messages that were here were replaced by others, if so.
     pub fn receive(

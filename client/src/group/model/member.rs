@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use peregrine_protocol::ids::ShardId;
+use peregrine_protocol::ids::{ShardId, TopicId};
 use peregrine_protocol::message::{AssignedQueues, Assignment};
 use peregrine_protocol::placement::TopicHash;
 
@@ -130,12 +130,17 @@ impl World {
 
 /// A member that has not joined yet.
 pub fn new_core(number: usize) -> MemberCore<u64> {
+    core_of(number, &[TOPIC])
+}
+
+/// The same of so many topics.
+pub fn core_of(number: usize, topics: &[TopicId]) -> MemberCore<u64> {
     let options = MemberOptions {
         group: GROUP,
         home: HOME,
         name: format!("member-{number}"),
         client: "client".to_owned(),
-        topics: vec![MemberTopic { id: TOPIC, hash: TopicHash(0) }],
+        topics: topics.iter().map(|&id| MemberTopic { id, hash: TopicHash(0) }).collect(),
         shards: SHARDS,
         credit_messages: CREDIT,
         credit_bytes: 1 << 20,

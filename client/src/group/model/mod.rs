@@ -17,7 +17,7 @@ use peregrine_protocol::message::{
 };
 use peregrine_protocol::placement::TopicHash;
 
-pub use self::member::new_core;
+pub use self::member::{core_of, new_core};
 use super::{Action, MemberCore, QueueKey, Ticket, Token};
 use crate::error::Refusal;
 
