@@ -60,7 +60,7 @@ pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};
 pub use reading::{FetchLimits, QueuePlace};
 pub use refusal::Refusal;
 
-use catalogue::{Catalogue, Removed};
+use catalogue::{Catalogue, Removed, Settled};
 use group::{GroupQueues, Holders};
 use producer::Ageing;
 use queue::Queues;
@@ -296,9 +296,10 @@ impl Engine {
         if let Some(removed) = self.catalogue.set(state) {
             self.forget(&removed);
         }
-        // A topic is told again to whoever asks for a queue that it lacks: no reason to share the queues of groups anew.
+        // A topic is told again to whoever asks for a queue that it lacks, and a new one is nobody's yet: no reason to share the
+        // queues of groups anew.
         if let CatalogueState::Topic(TopicState::Live(topic)) = state
-            && known.is_some_and(|known| known >= topic.queues)
+            && known.is_none_or(|known| known >= topic.queues)
         {
             return;
         }
@@ -452,11 +453,13 @@ impl Engine {
     }
 
     fn settle_catalogue(&mut self, durable: LogPosition) {
-        while let Some((state, removed)) = self.catalogue.settle_next(durable) {
+        while let Some(Settled { state, removed, is_new }) = self.catalogue.settle_next(durable) {
             if let Some(removed) = removed {
                 self.forget(&removed);
             }
-            self.groups_follow(&state);
+            if !is_new {
+                self.groups_follow(&state);
+            }
             if self.phase != Phase::Recovering {
                 self.effects.push_back(state);
             }

@@ -36,6 +36,15 @@ impl<T> CatalogueDecision<T> {
     }
 }
 
+/// Whether a group takes the queues that it is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fill {
+    Fits,
+    /// Changes that are not durable decide it: ask again when the log is durable up to here.
+    Unknown(LogPosition),
+    Over,
+}
+
 impl Catalogue {
     pub fn decide_create(&self, name: &str, queues: u32, time: Nanos) -> Result<CatalogueDecision, Refusal> {
         check_name(name).map_err(|_| Refusal::InvalidName)?;
@@ -63,8 +72,11 @@ impl Catalogue {
             None => Err(Refusal::UnknownTopic),
             Some(topic) if queues < topic.queues => Err(Refusal::InvalidArgument("a topic never loses queues")),
             Some(topic) if queues == topic.queues => Ok(CatalogueDecision::Done(topic.clone())),
-            Some(topic) if self.would_overfill(topic, queues) => Err(Refusal::LimitReached("queues of a group")),
-            Some(topic) => self.change_topic(ChangeKind::Alter, topic.id, name, queues, time),
+            Some(topic) => match self.fill_after(topic, queues) {
+                Fill::Fits => self.change_topic(ChangeKind::Alter, topic.id, name, queues, time),
+                Fill::Unknown(end) => Ok(CatalogueDecision::After(end)),
+                Fill::Over => Err(Refusal::LimitReached("queues of a group")),
+            },
         }
     }
 
@@ -101,11 +113,15 @@ impl Catalogue {
         for &(topic, start) in topics {
             group.add(topic, GroupStart::asked(start, time));
         }
+        let fill = self.fill(self.queues_of(&group));
         match known {
-            _ if self.queues_of(&group) > limits::GROUP_QUEUES_MAX => Err(Refusal::LimitReached("queues of a group")),
+            _ if fill == Fill::Over => Err(Refusal::LimitReached("queues of a group")),
             _ if group.topics.len() > GROUP_TOPICS_MAX => Err(Refusal::LimitReached("topics of a group")),
             Some(known) if known.topics.len() == group.topics.len() => Ok(CatalogueDecision::Done(group)),
-            _ => self.change(&CatalogueChange::Group(GroupChange::Is(group)), time),
+            _ => match fill {
+                Fill::Unknown(end) => Ok(CatalogueDecision::After(end)),
+                _ => self.change(&CatalogueChange::Group(GroupChange::Is(group)), time),
+            },
         }
     }
 
@@ -133,14 +149,36 @@ impl Catalogue {
         group.topics.iter().filter_map(|&(topic, _)| self.get(topic)).map(|topic| u64::from(topic.queues)).sum()
     }
 
-    /// Whether a group would have too many queues if that topic had so many. Looks at every group, as this is rare.
-    fn would_overfill(&self, topic: &Topic, queues: u32) -> bool {
+    /// Whether every group still has few enough queues when that topic has so many. Looks at every group, as this is rare.
+    fn fill_after(&self, topic: &Topic, queues: u32) -> Fill {
         let more = u64::from(queues - topic.queues);
-        let consumes = |group: &&Group| group.start_in(topic.id).is_some();
-        self.groups
-            .from(Bound::Unbounded)
-            .filter(consumes)
-            .any(|group| self.queues_of(group) + more > limits::GROUP_QUEUES_MAX)
+        let pending = self.pending.iter().filter_map(|pending| match &pending.change {
+            CatalogueChange::Group(GroupChange::Is(group)) => Some((group, Some(pending.end))),
+            _ => None,
+        });
+        let groups = self.groups.from(Bound::Unbounded).map(|group| (group, None)).chain(pending);
+        let consuming = groups.filter(|(group, _)| group.start_in(topic.id).is_some());
+        let fills = consuming.map(|(group, pending)| match (self.fill(self.queues_of(group) + more), pending) {
+            // It may not come to be.
+            (Fill::Over, Some(end)) => Fill::Unknown(end),
+            (fill, _) => fill,
+        });
+        fills.max().unwrap_or(Fill::Fits)
+    }
+
+    /// Whether a group may have so many queues, which do not count what pending changes add to its topics.
+    fn fill(&self, queues: u64) -> Fill {
+        let growth = self.pending.iter().map(|pending| match &pending.change {
+            CatalogueChange::Topic(TopicChange { kind: ChangeKind::Alter, topic, queues, .. }) => {
+                u64::from(queues.saturating_sub(self.get(*topic).map_or(0, |topic| topic.queues)))
+            }
+            _ => 0,
+        });
+        match self.pending.back() {
+            _ if queues > limits::GROUP_QUEUES_MAX => Fill::Over,
+            Some(last) if queues + growth.sum::<u64>() > limits::GROUP_QUEUES_MAX => Fill::Unknown(last.end),
+            _ => Fill::Fits,
+        }
     }
 
     /// Where the newest pending change of that topic ends.

@@ -25,6 +25,16 @@ pub enum Removed {
     Group(Group),
 }
 
+/// A change that took effect.
+#[derive(Debug)]
+pub struct Settled {
+    /// What its object is from now on.
+    pub state: CatalogueState,
+    pub removed: Option<Removed>,
+    /// A topic that nobody can consume yet.
+    pub is_new: bool,
+}
+
 impl Catalogue {
     /// Whether `change` can follow what the catalogue holds, pending changes of other names aside; else what is wrong.
     pub fn fits(&self, change: &CatalogueChange) -> Result<(), &'static str> {
@@ -80,16 +90,17 @@ impl Catalogue {
         self.pending.push_back(PendingChange { end, store_time, change });
     }
 
-    /// The next change whose entry `durable` covers takes effect; what its object is from now on, and what that deleted.
-    pub fn settle_next(&mut self, durable: LogPosition) -> Option<(CatalogueState, Option<Removed>)> {
+    /// The next change whose entry `durable` covers takes effect.
+    pub fn settle_next(&mut self, durable: LogPosition) -> Option<Settled> {
         let PendingChange { store_time, change, .. } = self.pending.pop_front_if(|pending| pending.end <= durable)?;
         let removed = self.set(&self.state_after(&change, store_time));
+        let is_new = matches!(&change, CatalogueChange::Topic(change) if change.kind == ChangeKind::Create);
         // As it is now: a topic that was deleted meanwhile is not among a group's.
         let state = match change {
             CatalogueChange::Topic(change) => self.state(change.topic).into(),
             CatalogueChange::Group(change) => self.group_state(change.group()).into(),
         };
-        Some((state, removed))
+        Some(Settled { state, removed, is_new })
     }
 
     /// Takes in a change that does not follow what is known, since an accepted hole took what came between. What it deleted:

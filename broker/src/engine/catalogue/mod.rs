@@ -27,7 +27,7 @@ use rustc_hash::FxHashMap;
 
 pub use change::{CatalogueChange, CatalogueChangeError, VERSION};
 pub use decision::CatalogueDecision;
-pub use effect::Removed;
+pub use effect::{Removed, Settled};
 pub use object::{CatalogueId, CatalogueState, ObjectId};
 
 use super::group::{Group, GroupState, Groups};

@@ -177,7 +177,8 @@ impl Membership {
         };
         if let Some(member) = group.members.get_mut(name) {
             self.timers.remove(&(member.due, Timer::Member(id, member.id)));
-            if let Some(old) = member.owner.filter(|&old| old != owner) {
+            let is_another = |old| old != owner || &*member.client != client;
+            if let Some(old) = member.owner.filter(|&old| is_another(old)) {
                 disown(&mut self.by_owner, old, id, member.id);
                 let code = ErrorCode::MemberFenced;
                 self.effects.push_back(HomeEffect::Fence { owner: old, group: id, member: member.id, code });

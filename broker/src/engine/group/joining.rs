@@ -33,6 +33,10 @@ impl Engine {
         if home != self.options.shard {
             return Err(Refusal::WrongShard(home));
         }
+        // A topic may have been deleted since the member learned of it; it goes on with the others.
+        if join.topics.iter().any(|&topic| !self.catalogue.is_deleted(topic)) {
+            join.topics.retain(|&topic| !self.catalogue.is_deleted(topic));
+        }
         for &topic in &join.topics {
             self.check_topic(topic)?;
             if self.check_group(join.group)?.start_in(topic).is_none() {

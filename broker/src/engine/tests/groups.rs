@@ -366,3 +366,29 @@ fn a_group_does_not_grow_beyond_what_one_assignment_bears() {
     bench.harden();
     assert_eq!(alter(&bench, "half", 65_536), Ok(()));
 }
+
+/// Changes of one turn were each compared with what was durable: together they made groups of millions of queues.
+#[test]
+fn what_groups_grow_by_counts_before_it_is_durable() {
+    let made = [("topic a 30000", "entry 1"), ("topic b 30000", "entry 2"), ("group g 1 2", "entry 3")];
+    let mut bench = check(&made);
+    let alter = |bench: &Bench, name| bench.engine.decide_alter(name, 33_000, bench.now);
+    bench.change(alter(&bench, "a"));
+    let end = bench.end;
+    assert!(matches!(alter(&bench, "b"), Ok(CatalogueDecision::After(after)) if after == end));
+    let small = bench.engine.decide_alter("b", 30_001, bench.now);
+    assert!(matches!(small, Ok(CatalogueDecision::Append { .. })), "what fits in any case does not wait");
+    bench.harden();
+    assert_eq!(alter(&bench, "b").map(drop), Err(Refusal::LimitReached("queues of a group")));
+
+    let mut bench = check(&made);
+    bench.change(alter(&bench, "a"));
+    let end = bench.end;
+    let topics = [(TopicId(1), StartAt::Earliest), (TopicId(2), StartAt::Earliest)];
+    let fits = bench.engine.decide_create_group("h", &topics, bench.now);
+    assert!(matches!(fits, Ok(CatalogueDecision::Append { .. })));
+    bench.change(fits);
+    let more = bench.engine.decide_alter("b", 40_000, bench.now);
+    assert!(matches!(more, Err(Refusal::LimitReached(_)) | Ok(CatalogueDecision::After(_))), "{more:?}");
+    assert!(bench.end > end);
+}

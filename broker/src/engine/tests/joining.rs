@@ -29,8 +29,12 @@ fn bench(options: EngineOptions) -> Bench {
 }
 
 fn join(bench: &mut Bench, owner: u64, name: &str, topics: &[TopicId]) -> Result<MemberId, Refusal> {
+    join_from(bench, owner, name, "test", topics)
+}
+
+fn join_from(bench: &mut Bench, owner: u64, name: &str, client: &str, topics: &[TopicId]) -> Result<MemberId, Refusal> {
     let (owner, topics, joined) = (ReaderOwner(owner), topics.to_vec(), bench.now);
-    let join = Join { owner, group: GROUP, name, client: "test", topics, joined };
+    let join = Join { owner, group: GROUP, name, client, topics, joined };
     bench.engine.join_group(join, Nanos::ZERO).map(|joined| joined.member)
 }
 
@@ -71,10 +75,28 @@ fn a_join_is_checked_against_the_catalogue() {
     bench.change(bench.engine.decide_delete("u", None, bench.now));
     bench.harden();
     check_refused(&mut bench, "a", &[OTHER], ErrorCode::TopicDeleted);
+    assert!(join(&mut bench, 1, "a", &[TOPIC, OTHER]).is_ok(), "it goes on with the topic that is left");
     bench.change(bench.engine.decide_delete_group("g", None, bench.now));
     bench.harden();
     check_refused(&mut bench, "a", &[TOPIC], ErrorCode::GroupDeleted);
     assert_eq!(bench.engine.leave_group(ReaderOwner(1), GroupId(99), MemberId(1)), Err(Refusal::UnknownGroup));
+}
+
+/// Two consumers of one connection under one name were the same member, and took each other's queues without end.
+#[test]
+fn the_newest_client_of_a_name_wins_on_one_connection_too() {
+    let mut bench = bench(ONE_SHARD);
+    let first = join_from(&mut bench, 1, "a", "one", &[TOPIC]).unwrap();
+    assert_eq!(join_from(&mut bench, 1, "a", "one", &[TOPIC]), Ok(first), "the same comes back");
+    let second = join_from(&mut bench, 1, "a", "two", &[TOPIC]).unwrap();
+    assert_ne!(second, first);
+    let code = ErrorCode::MemberFenced;
+    let fence = HomeEffect::Fence { owner: ReaderOwner(1), group: GROUP, member: first, code };
+    assert_eq!(carry_out(&mut bench), [fence]);
+    assert_eq!(bench.engine.leave_group(ReaderOwner(1), GROUP, first), Err(Refusal::UnknownMember));
+    bench.engine.group_tick(SETTLED);
+    carry_out(&mut bench);
+    assert_eq!(held(&bench, &[first, second]), [0, 4]);
 }
 
 #[test]
