@@ -154,9 +154,11 @@ pub const SUBSCRIPTIONS_MAX: usize = 262_144;
 
 // --- Engine: groups -------------------------------------------------------------------------------------------------------
 
-/// Queues that the members of one group share, over all of its topics. An assignment looks at each of them in one turn, some 2 µs
-/// each: this many are 130 ms, an executor's whole turn, and far below [`HUNG_AFTER`].
+/// Queues that the members of one group share, over all of its topics: an assignment takes 4 bytes each.
 pub const GROUP_QUEUES_MAX: u64 = 65_536;
+/// Steps of one slice of work on an assignment, at its home and at owners, some 0.1 µs each where the group is large: 50 µs. A
+/// step is a row that is looked at; what takes longer counts as several.
+pub const GROUP_SLICE: u32 = 500;
 /// Members of one group. Each joins, leaves and is told by itself, and a change looks at all of them.
 pub const GROUP_MEMBERS_MAX: usize = 4_096;
 /// Members of the groups whose home one shard is, at most 1 KiB each beside their queues: 64 MiB.

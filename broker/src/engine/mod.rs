@@ -34,6 +34,7 @@ mod queue;
 mod reader;
 mod reading;
 mod refusal;
+mod slice;
 mod visibility;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -53,18 +54,19 @@ pub use group::PlantedInGroups;
 pub use group::{
     AckChecked, AckDecision, Group, GroupAck, GroupPlace, GroupStart, GroupState, LagRow, OffsetEntry, OffsetsError,
 };
-pub use group::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
+pub use group::{Assignment, HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
 pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};
 pub use reading::{FetchLimits, QueuePlace};
 pub use refusal::Refusal;
+pub use slice::Slice;
 
 use catalogue::{Catalogue, Removed, Settled};
-use group::{GroupQueues, Holders};
+use group::{GroupQueues, Holders, Share};
 use producer::Ageing;
 use queue::Queues;
-use reader::Readers;
+use reader::{Readers, Turn};
 use visibility::Visibility;
 
 /// The shard whose log is the home of the catalogue.
@@ -371,7 +373,15 @@ impl Engine {
 
     /// What to do next for a reader, or `None` when all are served, without credit, or busy with their last batch.
     pub fn next_delivery(&mut self) -> Option<Delivery> {
-        self.readers.next_delivery(&mut self.queues)
+        loop {
+            let holders = &self.holders;
+            let is_behind = |turn: &Turn| holders.is_behind(Share { group: turn.group, queue: turn.queue });
+            match self.readers.next_delivery(&mut self.queues, is_behind) {
+                Ok(delivery) => return delivery,
+                // Nothing is handed out by an assignment that was overtaken.
+                Err(behind) => self.follow_in(behind),
+            }
+        }
     }
 
     /// The last batch of this subscription is sent or buffered: it may have the next one.

@@ -30,6 +30,7 @@ pub async fn run(executor: Rc<Executor>, shard: Rc<Shard>) {
         }
         wait(&shard, &mut timer, deadline.map(|deadline| Duration::from_nanos(deadline - now))).await;
     }
+    shard.group_work.raise();
 }
 
 /// Waits for work, or until the deadline.

@@ -1,9 +1,9 @@
 //! What executors say to each other.
 
-use crate::engine::{CatalogueId, CatalogueState};
+use crate::engine::{Assignment, CatalogueId, CatalogueState};
 use crate::shard::peers::PeerId;
 use crate::shard::reports::ShardReport;
-use peregrine_protocol::ids::{GroupId, MemberId, Nanos, QueueId, ShardId, TopicId};
+use peregrine_protocol::ids::{GroupId, MemberId, Nanos, ShardId};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -41,8 +41,7 @@ pub enum CatalogueAsked {
 pub struct Assigned {
     pub group: GroupId,
     pub number: u64,
-    /// All of them, ascending.
-    pub holders: Vec<(TopicId, QueueId, MemberId)>,
+    pub assignment: Arc<Assignment>,
     /// Members that are gone.
     pub fenced: Vec<MemberId>,
 }

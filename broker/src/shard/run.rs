@@ -14,6 +14,7 @@ use crate::log::{
 };
 use crate::shard::event::Event;
 use crate::shard::executor::{Executor, Facts, Layout};
+use crate::shard::group::members;
 use crate::shard::mesh::Ends;
 use crate::shard::mesh_messages::{Request, Return};
 use crate::shard::runtime::{self, ExecutorOptions};
@@ -196,7 +197,8 @@ async fn serve(task: Task) {
     }
     forwarding::start(&executor, incoming);
     for shard in executor.local_shards() {
-        glommio::spawn_local(flusher::run(executor.clone(), shard)).detach();
+        glommio::spawn_local(flusher::run(executor.clone(), shard.clone())).detach();
+        glommio::spawn_local(members::run(executor.clone(), shard)).detach();
     }
     match task.listener {
         Some(listener) => listener::accept(listener, &stopping, |stream| executor.serve(stream)).await,

@@ -23,7 +23,6 @@ use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::crowd::Crowd;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
-use crate::shard::group::members;
 use crate::shard::group::places::{self, PlaceAnswer};
 use crate::shard::mesh_messages::CatalogueAsked;
 use crate::shard::open_log::OpenLog;
@@ -97,6 +96,8 @@ pub struct Shard {
     pub core: RefCell<Core>,
     /// Raised when its task has something to do.
     pub work: Event,
+    /// Wakes the task that makes and follows the assignments of groups.
+    pub group_work: Event,
     /// Log tasks that run.
     pub in_flight: Cell<usize>,
     /// The log was closed: its task ends.
@@ -144,6 +145,7 @@ impl Shard {
             counters: ShardCounters::default(),
             core: RefCell::new(core),
             work: Event::default(),
+            group_work: Event::default(),
             in_flight: Cell::new(0),
             closed: Cell::new(false),
             poison_told: Cell::new(false),
@@ -277,7 +279,9 @@ impl Shard {
             places::write_beginnings(core);
             self.hand_out(executor, &mut core.engine, now);
         }
-        members::carry_out(executor, self);
+        if self.core.borrow().engine.has_group_work() {
+            self.group_work.raise();
+        }
         if !effects.is_empty() || !changes.is_empty() {
             catalogue::took_effect(executor, self, &effects, changes);
         }

@@ -66,6 +66,7 @@ statistics! {
     fenced: "members fenced",
     assignments: "assignments",
     repeated: "assignments repeated",
+    slices_left_work: "slices of work on assignments that did not end it",
     beginnings: "beginnings of groups",
     handed_out: "batches handed to members",
     handed_again: "handed out again",

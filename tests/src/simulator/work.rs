@@ -22,6 +22,8 @@ const PRODUCERS_MAX: usize = 10;
 const READERS_MAX: usize = 8;
 /// Batches that one step sends at most.
 const BURST: u64 = 6;
+/// Nanoseconds between two slices of work on the assignments of groups.
+const SLICE_EVERY: u64 = 50_000;
 
 impl Simulation {
     /// The work of a usual life.
@@ -71,7 +73,10 @@ impl Simulation {
             let tick = self.consumers.settings.tick;
             let of_groups = process.shards.iter().filter_map(|shard| shard.engine.next_group_deadline());
             let of_groups = of_groups.map(|deadline| deadline.0.next_multiple_of(tick));
-            let deadlines = of_logs.map(|deadline| deadline.0).chain(of_groups).chain(self.consumers.next_due());
+            let has_work = process.shards.iter().any(|shard| shard.engine.has_group_work());
+            let next_slice = has_work.then_some(now + SLICE_EVERY);
+            let deadlines = of_logs.map(|deadline| deadline.0).chain(of_groups).chain(next_slice);
+            let deadlines = deadlines.chain(self.consumers.next_due());
             let until = deadlines.filter(|deadline| *deadline > now).min();
             let until = until.unwrap_or(target).min(target);
             let completed = self.machine.advance(until);

@@ -7,6 +7,10 @@ use crate::engine::Engine;
 pub enum PlantedInGroups {
     /// An owner takes an assignment in whatever its number.
     TakeOlderAssignment,
+    /// An owner that is told of a newer assignment while it follows one leaves out the queues that it has followed that in.
+    WalkOnOnly,
+    /// An owner goes on handing out a queue that it has not looked at since it was told of an assignment.
+    HandOutBehind,
     /// A queue goes on to the next member while messages are unacknowledged and the old one is there.
     HandOnUndrained,
     /// Where a group began is not kept until the log says it.
@@ -18,13 +22,22 @@ pub enum PlantedInGroups {
 }
 
 impl PlantedInGroups {
-    pub const ALL: [Self; 5] =
-        [Self::TakeOlderAssignment, Self::HandOnUndrained, Self::BeginAnew, Self::DrainForever, Self::ForgetAttempts];
+    pub const ALL: [Self; 7] = [
+        Self::TakeOlderAssignment,
+        Self::WalkOnOnly,
+        Self::HandOutBehind,
+        Self::HandOnUndrained,
+        Self::BeginAnew,
+        Self::DrainForever,
+        Self::ForgetAttempts,
+    ];
 
     /// The word of the simulator's command line.
     pub fn word(self) -> &'static str {
         match self {
             Self::TakeOlderAssignment => "take-older-assignment",
+            Self::WalkOnOnly => "walk-on-only",
+            Self::HandOutBehind => "hand-out-behind",
             Self::HandOnUndrained => "hand-on-undrained",
             Self::BeginAnew => "begin-anew",
             Self::DrainForever => "drain-forever",

@@ -1,22 +1,23 @@
 //! Whose turn it is with each queue of each group, at the shard that owns the queue.
 //!
 //! ```text
-//!  holder ──► the member that the group's home wants to have the queue; it may not have subscribed yet
+//!  holder ──► the member that the group's home wants to have the queue; it may not have subscribed yet (`following`)
 //!  active ──► the one subscription that is served: its member is the holder, or the queue is being drained
 //!  waiting ─► subscriptions of other members, one of each, whose turn may come
 //! ```
 //!
-//! This is the table alone; `turns` carries out what follows from it. A queue stands here while it has a holder or a
-//! subscription, or while messages of it that were handed out are not acknowledged. Nothing here is durable: a start ends the
-//! subscriptions, and the homes assign anew.
+//! This is the table alone; `turns` carries out what follows from it. A queue stands here while it has a subscription, or while
+//! messages of it that were handed out are not acknowledged; who is to hold which stands in the newest assignment of each group.
+//! Nothing here is durable: a start ends the subscriptions, and the homes assign anew.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 
 use peregrine_protocol::ids::{GroupId, MemberId, Nanos, QueueId, QueueOffset, TopicId};
-use rustc_hash::FxHashMap;
 
 use super::attempts::Attempts;
 use super::fault::PlantedInGroups;
+use super::following::Following;
 use crate::engine::queue::QueueKey;
 use crate::engine::reader::ReaderKey;
 
@@ -39,7 +40,8 @@ pub struct Active {
 /// Whose turn it is with one queue in one group.
 #[derive(Debug, Default)]
 pub struct Holding {
-    pub holder: Option<MemberId>,
+    /// Of the newest assignment that was looked at for it.
+    pub followed: u64,
     pub active: Option<Active>,
     /// In the order in which they came, one of each member.
     pub waiting: Vec<(MemberId, ReaderKey)>,
@@ -50,15 +52,14 @@ pub struct Holding {
 
 impl Holding {
     /// Takes out the waiting subscription of the holder.
-    pub fn take_next(&mut self) -> Option<(MemberId, ReaderKey)> {
-        let holder = self.holder?;
+    pub fn take_next(&mut self, holder: MemberId) -> Option<(MemberId, ReaderKey)> {
         let at = self.waiting.iter().position(|&(member, _)| member == holder)?;
         Some(self.waiting.remove(at))
     }
 
     fn is_blank(&self) -> bool {
-        let Self { holder, active, waiting, attempts, began } = self;
-        holder.is_none() && active.is_none() && waiting.is_empty() && attempts.is_empty() && began.is_none()
+        let Self { followed: _, active, waiting, attempts, began } = self;
+        active.is_none() && waiting.is_empty() && attempts.is_empty() && began.is_none()
     }
 
     /// Its subscriptions, the active one first.
@@ -70,9 +71,8 @@ impl Holding {
 /// The queues of this shard that are in use by groups.
 #[derive(Debug, Default)]
 pub struct Holders {
-    holdings: BTreeMap<Share, Holding>,
-    /// The newest assignment of each group.
-    numbers: FxHashMap<GroupId, u64>,
+    pub(super) holdings: BTreeMap<Share, Holding>,
+    pub following: Following,
     drains: BTreeSet<(Nanos, Share)>,
     /// Queues in which a group began and has no place in the log.
     begun: VecDeque<Share>,
@@ -99,33 +99,12 @@ impl Holders {
         }
     }
 
-    /// Takes in an assignment, unless a newer one is known. Returns the group's queues here, those that lost their holder
-    /// included.
-    pub fn assign(
-        &mut self,
-        group: GroupId,
-        number: u64,
-        holders: &BTreeMap<QueueKey, MemberId>,
-    ) -> Option<Vec<Share>> {
-        let newest = self.numbers.entry(group).or_default();
-        if number <= *newest && self.planted != Some(PlantedInGroups::TakeOlderAssignment) {
-            return None;
-        }
-        *newest = number;
-        if holders.is_empty() {
-            // The last member is gone, and with it the need to remember; the next first number is higher than any before.
-            self.numbers.remove(&group);
-        }
-        for (&queue, &holder) in holders {
-            self.find_or_make(Share { group, queue }).holder = Some(holder);
-        }
-        let shares = self.shares_of(group);
-        for share in &shares {
-            if let Some(holding) = self.holdings.get_mut(share).filter(|_| !holders.contains_key(&share.queue)) {
-                holding.holder = None;
-            }
-        }
-        Some(shares)
+    /// The group's first queue here behind that one.
+    pub fn next_of(&self, group: GroupId, behind: Option<QueueKey>) -> Option<Share> {
+        let first = Share { group, queue: QueueKey { topic: TopicId(0), queue: QueueId(0) } };
+        let from = behind.map_or(Bound::Included(first), |queue| Bound::Excluded(Share { group, queue }));
+        let (&share, _) = self.holdings.range((from, Bound::Unbounded)).next()?;
+        (share.group == group).then_some(share)
     }
 
     fn shares_of(&self, group: GroupId) -> Vec<Share> {
@@ -189,7 +168,7 @@ impl Holders {
 
     /// The group is gone. Returns the subscriptions that end with it.
     pub fn forget_group(&mut self, group: GroupId) -> Vec<ReaderKey> {
-        self.numbers.remove(&group);
+        self.following.forget(group);
         self.shares_of(group).into_iter().flat_map(|share| self.forget(share)).collect()
     }
 
@@ -210,6 +189,6 @@ impl Holders {
 
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.holdings.is_empty() && self.numbers.is_empty() && self.drains.is_empty()
+        self.holdings.is_empty() && self.following.is_empty() && self.drains.is_empty()
     }
 }

@@ -8,8 +8,8 @@
 //!              └───────┴──────────────────────────────────────────────── ┘
 //! ```
 //!
-//! Whatever changes who shares a group's queues makes its next assignment due; it is made when the next effect is asked for, so
-//! that changes of one turn count as one. Each has a number that is higher than all before it. The shards that own the queues
+//! Whatever changes who shares a group's queues makes its next assignment due; it is made (`making`) when effects are asked for,
+//! so that changes of one turn count as one. Each has a number that is higher than all before it. The shards that own the queues
 //! alone hand out messages: what they are told here they carry out, whatever else members believe.
 //!
 //! Nothing here is durable, and nothing is in the log. After a start all members join anew, under ids that were never used; the
@@ -24,7 +24,8 @@ use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, ShardId, TopicId};
 use rustc_hash::FxHashMap;
 
-use super::assignment::MemberHash;
+use super::assignment::{Assignment, MemberHash};
+use super::making::Making;
 use super::roster::{Member, Roster};
 use crate::engine::reader::ReaderOwner;
 use crate::engine::refusal::Refusal;
@@ -73,8 +74,8 @@ pub enum HomeEffect {
     Assign {
         group: GroupId,
         number: u64,
-        /// The whole assignment, ascending. Queues that do not stand here are nobody's.
-        holders: Vec<(TopicId, QueueId, MemberId)>,
+        /// The whole of it. Queues that have no holder there are nobody's.
+        assignment: Arc<Assignment>,
         /// Members that are gone: they lose what they were handed at once.
         fenced: Vec<MemberId>,
     },
@@ -105,11 +106,13 @@ pub struct HomeView {
     pub number: u64,
     /// The first assignment waits for more members to join.
     pub settling: bool,
+    /// Another assignment is due or being made: something has changed since what the newest one is made of.
+    pub due: bool,
     pub members: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
+pub(super) enum Timer {
     /// Its members joined long enough ago.
     Settle(GroupId),
     /// The member was silent or absent for too long.
@@ -121,17 +124,20 @@ enum Timer {
 pub struct Membership {
     options: MembershipOptions,
     /// Groups that have members.
-    groups: FxHashMap<GroupId, Roster>,
+    pub(super) groups: FxHashMap<GroupId, Roster>,
     /// The members of each open connection.
     by_owner: FxHashMap<ReaderOwner, BTreeSet<(GroupId, MemberId)>>,
     /// One per member and one per group that settles.
-    timers: BTreeSet<(Nanos, Timer)>,
+    pub(super) timers: BTreeSet<(Nanos, Timer)>,
     /// Groups whose next assignment is due.
-    stale: VecDeque<GroupId>,
-    effects: VecDeque<HomeEffect>,
+    pub(super) stale: VecDeque<GroupId>,
+    pub(super) making: Option<Making>,
+    pub(super) effects: VecDeque<HomeEffect>,
+    /// Members that are to be told their queues once more.
+    pub(super) tell_again: VecDeque<(GroupId, MemberId)>,
     members: usize,
     last_member: u64,
-    last_number: u64,
+    pub(super) last_number: u64,
 }
 
 impl Membership {
@@ -143,7 +149,9 @@ impl Membership {
             by_owner: FxHashMap::default(),
             timers: BTreeSet::new(),
             stale: VecDeque::new(),
+            making: None,
             effects: VecDeque::new(),
+            tell_again: VecDeque::new(),
             members: 0,
             last_member: before_first,
             last_number: before_first,
@@ -184,7 +192,10 @@ impl Membership {
                 self.effects.push_back(HomeEffect::Fence { owner: old, group: id, member: member.id, code });
                 if &*member.client != client {
                     let new = fresh();
-                    group.assignment.rename(member.id, new);
+                    Arc::make_mut(&mut group.assignment).rename(member.id, new);
+                    if let Some(making) = &mut self.making {
+                        making.renamed(id, member.id, new);
+                    }
                     group.fenced.push(member.id);
                     if let Some(name) = group.names.remove(&member.id) {
                         group.names.insert(new, name);
@@ -209,6 +220,7 @@ impl Membership {
                 due: now,
                 told: 0,
                 untold: true,
+                told_again: false,
                 queues: 0,
             };
             group.names.insert(member.id, name.clone());
@@ -232,8 +244,10 @@ impl Membership {
         Ok(())
     }
 
-    /// The member is there, and knows the assignment of that number; an older one than its own is told again. Returns the number
-    /// of its own.
+    /// The member is there, and knows the assignment of that number. Returns the number of the one that it was told.
+    ///
+    /// One that knows an older one is told its queues again, once until they change: what it was told is on its way, as nothing
+    /// is lost on a connection that lives, or it was lost within the client, which then asks so.
     pub fn heartbeat(
         &mut self,
         owner: ReaderOwner,
@@ -246,17 +260,15 @@ impl Membership {
         let known = self.owned(owner, id, member)?;
         known.heard = now;
         let (told, comes_back) = (known.told, std::mem::take(&mut known.absent));
+        let is_behind = number < told && !known.untold && !std::mem::replace(&mut known.told_again, true);
         if comes_back {
             let before = std::mem::replace(&mut known.due, due);
             self.timers.remove(&(before, Timer::Member(id, member)));
             self.timers.insert((due, Timer::Member(id, member)));
             self.make_stale(id);
         }
-        if number < told
-            && let Some(group) = self.groups.get(&id)
-        {
-            let queues = group.assignment.iter().filter(|row| row.2 == member).map(|row| (row.0, row.1)).collect();
-            self.effects.push_back(HomeEffect::Tell { owner, group: id, member, number: told, queues });
+        if is_behind {
+            self.tell_again.push_back((id, member));
         }
         Ok(told)
     }
@@ -332,6 +344,9 @@ impl Membership {
     /// The group was deleted, and its members end with it. The owners of its queues learn that by themselves.
     pub fn group_deleted(&mut self, id: GroupId) {
         let Some(group) = self.groups.remove(&id) else { return };
+        if let Some(making) = &mut self.making {
+            making.abandon(id);
+        }
         if let Some(settling) = group.settling {
             self.timers.remove(&(settling.due, Timer::Settle(id)));
         }
@@ -346,23 +361,13 @@ impl Membership {
         }
     }
 
-    /// What to do next; makes the assignments that are due. `queues_of` says how many queues a topic has, 0 where there is none.
-    pub fn next_effect(&mut self, queues_of: impl Fn(TopicId) -> u32) -> Option<HomeEffect> {
-        while self.effects.is_empty() {
-            let id = self.stale.pop_front()?;
-            if self.groups.get(&id).is_some_and(|group| group.stale) {
-                self.reassign(id, &queues_of);
-            }
-        }
-        self.effects.pop_front()
-    }
-
     // Looking.
 
     pub fn group(&self, id: GroupId) -> HomeView {
         self.groups.get(&id).map_or_else(HomeView::default, |group| HomeView {
             number: group.number,
             settling: group.settling.is_some(),
+            due: group.stale || self.making.as_ref().is_some_and(|making| making.is_unpublished(id)),
             members: group.members.len(),
         })
     }
@@ -394,7 +399,7 @@ impl Membership {
     /// Whether a group's next assignment is due.
     #[cfg(test)]
     pub fn is_due(&self) -> bool {
-        !self.stale.is_empty()
+        !self.stale.is_empty() || self.making.is_some()
     }
 
     /// Bytes that the members take here, tables taken as full; what waits to be told is not counted.
@@ -414,8 +419,7 @@ impl Membership {
     // Changing.
 
     fn member(&mut self, group: GroupId, id: MemberId) -> Option<&mut Member> {
-        let group = self.groups.get_mut(&group)?;
-        group.members.get_mut(group.names.get(&id)?)
+        self.groups.get_mut(&group)?.member_mut(id)
     }
 
     /// A member that this connection speaks for.
@@ -437,6 +441,9 @@ impl Membership {
         let name = group.names.remove(&member);
         let Some(gone) = name.and_then(|name| group.members.remove(&name)) else { unreachable!("it has a name") };
         group.fenced.push(member);
+        if let Some(making) = &mut self.making {
+            making.gone(id, member);
+        }
         self.members -= 1;
         self.timers.remove(&(gone.due, Timer::Member(id, member)));
         if let Some(owner) = gone.owner {
@@ -450,32 +457,6 @@ impl Membership {
         let Some(group) = self.groups.get_mut(&id) else { return };
         if (group.settling.is_none() || group.members.is_empty()) && !std::mem::replace(&mut group.stale, true) {
             self.stale.push_back(id);
-        }
-    }
-
-    fn reassign(&mut self, id: GroupId, queues_of: &impl Fn(TopicId) -> u32) {
-        let Some(group) = self.groups.get_mut(&id) else { unreachable!("the caller looked it up") };
-        group.stale = false;
-        if group.settling.is_some() && !group.members.is_empty() {
-            return;
-        }
-        let before = group.make_next(queues_of);
-        if group.assignment != before || !group.fenced.is_empty() || group.number == 0 {
-            self.last_number += 1;
-            group.number = self.last_number;
-            self.effects.push_back(HomeEffect::Assign {
-                group: id,
-                number: group.number,
-                holders: group.assignment.iter().collect(),
-                fenced: std::mem::take(&mut group.fenced),
-            });
-        }
-        self.effects.extend(group.tell(id, &before));
-        if group.members.is_empty()
-            && let Some(group) = self.groups.remove(&id)
-            && let Some(settling) = group.settling
-        {
-            self.timers.remove(&(settling.due, Timer::Settle(id)));
         }
     }
 }

@@ -11,6 +11,7 @@ use super::home::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, Me
 use crate::engine::catalogue::CatalogueId;
 use crate::engine::reader::ReaderOwner;
 use crate::engine::refusal::Refusal;
+use crate::engine::slice::Slice;
 use crate::engine::{Engine, Phase};
 use crate::limits;
 
@@ -67,11 +68,16 @@ impl Engine {
     }
 
     /// What to do next for the groups of this home; ask after whatever concerns members, topics or groups, and after
-    /// [`Engine::group_tick`].
-    pub fn next_home_effect(&mut self) -> Option<HomeEffect> {
+    /// [`Engine::group_tick`]. None also where the slice is spent: see [`Engine::has_group_work`].
+    pub fn next_home_effect(&mut self, slice: &mut Slice) -> Option<HomeEffect> {
         let catalogue = &self.catalogue;
         let queues_of = |topic: TopicId| catalogue.get(topic).map_or(0, |topic| topic.queues);
-        self.membership.as_mut()?.next_effect(queues_of)
+        self.membership.as_mut()?.next_effect(queues_of, slice)
+    }
+
+    /// Whether one more slice has anything to do: [`Engine::next_home_effect`] or [`Engine::follow_assignments`].
+    pub fn has_group_work(&self) -> bool {
+        self.membership.as_ref().is_some_and(Membership::has_work) || self.holders.are_behind()
     }
 
     /// A group of this home as its members see it.

@@ -9,9 +9,9 @@
 //! - `place`: the places that groups have in queues
 //! - `commit`: deciding on acknowledgements and resets, and applying their entries
 //! - `lag`: what is left for a group to read
-//! - `assignment`: who is to hold which queue
-//! - `home`, `roster`, `joining`: who the members are, at the shard that sees them
-//! - `holder`, `turns`, `attempts`: whose turn it is with a queue, at the shard that owns it
+//! - `assignment`: who is to hold which queue; `plan`, `levelling`: how the next one follows from the last
+//! - `home`, `roster`, `making`, `joining`: who the members are, at the shard that sees them
+//! - `holder`, `turns`, `following`, `attempts`: whose turn it is with a queue, at the shard that owns it
 //! - `fault`: defects for the simulator to find
 
 mod assignment;
@@ -19,21 +19,26 @@ mod attempts;
 mod change;
 mod commit;
 mod fault;
+mod following;
 mod holder;
 mod home;
 mod joining;
 mod lag;
+mod levelling;
+mod making;
 mod offsets;
 mod place;
+mod plan;
 mod registry;
 mod roster;
 mod turns;
 
+pub use assignment::Assignment;
 pub use attempts::Attempts;
 pub use change::GroupChange;
 pub use commit::{AckDecision, GroupAck, GroupPlace};
 pub use fault::PlantedInGroups;
-pub use holder::Holders;
+pub use holder::{Holders, Share};
 pub use home::{HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use lag::LagRow;
 #[cfg(test)]

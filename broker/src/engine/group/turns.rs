@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   subscribe_group ─┐                         ┌─► activate the holder's subscription at the group's place
-//!   assign ──────────┤                         │
+//!   assign (`following`)                       │
 //!   acknowledged ────┼─► whose turn is it? ────┼─► revoke it: another member is the holder, and not all is acknowledged
 //!   unsubscribe, … ──┤   (`holder`)            │
 //!   group_tick ──────┘                         └─► end it: drained, fenced, reset, replaced, deleted
@@ -11,11 +11,8 @@
 //! **Invariant**: at most one subscription of a (group, queue) is active, and the next becomes so only after the one before was
 //! drained, left, or was fenced. What a fenced one was handed and did not acknowledge comes again, one attempt higher.
 
-use std::collections::BTreeMap;
-
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, QueueOffset, SubscriptionId, TopicId};
-use rustc_hash::FxHashSet;
 
 use super::attempts::Attempts;
 use super::commit::{GroupAck, GroupPlace, place_of};
@@ -78,34 +75,6 @@ impl Engine {
         Ok((reader.id(), place))
     }
 
-    /// The group's home says who holds which of its queues: the whole assignment, or what of it is this shard's. Queues that it
-    /// does not name are nobody's. Members that are `fenced` lose what they have at once; others are to be done with what they
-    /// were handed before a queue moves on. An assignment that is not newer than one before says nothing.
-    ///
-    /// A group or topic that this shard does not know yet is kept in mind: its subscriptions will come. One that is deleted is not.
-    pub fn assign(
-        &mut self,
-        group: GroupId,
-        number: u64,
-        holders: &[(TopicId, QueueId, MemberId)],
-        fenced: &[MemberId],
-        now: Nanos,
-    ) {
-        if self.catalogue.is_deleted(group) {
-            return;
-        }
-        let rows: BTreeMap<QueueKey, MemberId> = holders
-            .iter()
-            .filter(|&&(topic, queue, _)| self.may_own(topic, queue))
-            .map(|&(topic, queue, member)| (QueueKey { topic, queue }, member))
-            .collect();
-        let Some(shares) = self.holders.assign(group, number, &rows) else { return };
-        let fenced: FxHashSet<MemberId> = fenced.iter().copied().collect();
-        for share in shares {
-            self.reassigned(share, &fenced, now);
-        }
-    }
-
     /// Whether this is the member's turn, and what it may acknowledge; for a reader, whether its place is one.
     pub fn ack_checked(
         &self,
@@ -120,7 +89,7 @@ impl Engine {
         };
         let share = Share { group: turn.group, queue: turn.queue };
         let Some(holding) = self.holders.get(share) else { return Err(Refusal::NotHolder) };
-        if holding.active.is_none_or(|active| active.reader != reader) {
+        if holding.active.is_none_or(|active| active.reader != reader || self.holders.is_fenced(share, active.member)) {
             return Err(Refusal::NotHolder);
         }
         if holding.began.is_some() && !self.is_poisoned() {
@@ -144,9 +113,10 @@ impl Engine {
         Some(row.entry(self.offset_level(), self.store_time_at(now)))
     }
 
-    /// The member that is to have the queue, whether or not it is served already.
+    /// The member that is to have the queue, whether or not it is served already. None of a topic that is deleted.
     pub fn holder(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<MemberId> {
-        self.holders.get(Share { group, queue: QueueKey { topic, queue } })?.holder
+        let share = Share { group, queue: QueueKey { topic, queue } };
+        self.holders.following.holder(share).filter(|_| !self.catalogue.is_deleted(topic))
     }
 
     // What the rest of the engine tells.
@@ -154,6 +124,9 @@ impl Engine {
     /// The group's place was put into the log: by an acknowledgement, or where somebody wanted it.
     pub(in crate::engine) fn place_moved(&mut self, group: GroupId, queue: QueueKey, offset: QueueOffset, reset: bool) {
         let share = Share { group, queue };
+        if reset && self.holders.is_behind(share) {
+            self.follow_in(share);
+        }
         let Some(holding) = self.holders.get_mut(share) else { return };
         holding.began = None;
         let active = holding.active;
@@ -228,31 +201,8 @@ impl Engine {
 
     // Turns.
 
-    /// The queue's holder may be another one than before.
-    fn reassigned(&mut self, share: Share, fenced: &FxHashSet<MemberId>, now: Nanos) {
-        let Some(holding) = self.holders.get_mut(share) else { return };
-        for (_, reader) in holding.waiting.extract_if(.., |(member, _)| fenced.contains(member)) {
-            self.readers.end(reader, ErrorCode::NotHolder, &mut self.queues);
-        }
-        let holder = holding.holder;
-        if let Some(Active { member, reader, drained_by }) = holding.active {
-            if fenced.contains(&member) {
-                self.end_turn(share, ErrorCode::NotHolder);
-            } else if holder != Some(member) && drained_by.is_none() {
-                let undrained = self.holders.planted == Some(PlantedInGroups::HandOnUndrained);
-                if undrained || self.readers.delivered_end(reader) <= self.place_in(share) {
-                    self.end_turn(share, ErrorCode::NotHolder);
-                } else {
-                    self.holders.begin_drain(share, now + limits::GROUP_DRAIN.0);
-                    self.readers.revoke(reader, &mut self.queues);
-                }
-            }
-        }
-        self.hand_on(share);
-    }
-
     /// The active subscription ends with `code`.
-    fn end_turn(&mut self, share: Share, code: ErrorCode) {
+    pub(super) fn end_turn(&mut self, share: Share, code: ErrorCode) {
         let Some(active) = self.holders.take_active(share) else { return };
         self.count_attempt(share, self.readers.delivered_end(active.reader));
         self.readers.end(active.reader, code, &mut self.queues);
@@ -270,9 +220,10 @@ impl Engine {
     }
 
     /// Where nobody is served and the holder waits, it is its turn.
-    fn hand_on(&mut self, share: Share) {
+    pub(super) fn hand_on(&mut self, share: Share) {
+        let holder = self.holders.following.holder(share);
         let Some(holding) = self.holders.get_mut(share).filter(|holding| holding.active.is_none()) else { return };
-        if let Some((member, reader)) = holding.take_next() {
+        if let Some((member, reader)) = holder.and_then(|holder| holding.take_next(holder)) {
             holding.active = Some(Active { member, reader, drained_by: None });
             let attempts = holding.attempts.clone();
             let place = self.place_in(share);
@@ -287,7 +238,7 @@ impl Engine {
     }
 
     /// All below it is done, or was never the group's.
-    fn place_in(&self, share: Share) -> QueueOffset {
+    pub(super) fn place_in(&self, share: Share) -> QueueOffset {
         let Share { group, queue } = share;
         if let Some(place) = self.queues.by_key(queue).and_then(|queue| queue.groups.get(group)) {
             return place.offset;
@@ -298,13 +249,5 @@ impl Engine {
         let start = self.catalogue.group(group).and_then(|group| group.start_in(queue.topic));
         // A group that lost the topic is on its way to lose the subscription.
         start.map_or(QueueOffset(0), |start| self.with_queue(queue, |queue| place_of(queue, group, start).offset))
-    }
-
-    /// False for queues that are another shard's, or nobody's any more.
-    fn may_own(&self, topic: TopicId, queue: QueueId) -> bool {
-        match self.catalogue.get(topic) {
-            Some(known) => known.shard_of(queue, self.options.shards) == self.options.shard,
-            None => !self.catalogue.is_deleted(topic),
-        }
     }
 }

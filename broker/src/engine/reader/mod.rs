@@ -29,6 +29,7 @@ use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{QueueOffset, SubscriptionId, TopicId};
 
 use self::slots::{ReaderSlot, reader_mut};
+use super::group::Share;
 use super::index::IndexCursor;
 use super::queue::{Queue, QueueSlot, Queues};
 use super::refusal::Refusal;
@@ -149,23 +150,33 @@ impl Readers {
         self.get(key).map(|reader| reader.queue).ok_or(Refusal::UnknownSubscription)
     }
 
-    /// What to do next, or `None` when every reader is served, without credit, or busy.
-    pub fn next_delivery(&mut self, queues: &mut Queues) -> Option<Delivery> {
+    /// What to do next, or `None` when every reader is served, without credit, or busy. Comes back with the turn that would be
+    /// handed something while it `is_behind`: its caller sees to that and asks again.
+    pub fn next_delivery(
+        &mut self,
+        queues: &mut Queues,
+        is_behind: impl Fn(&Turn) -> bool,
+    ) -> Result<Option<Delivery>, Share> {
         loop {
-            let key = self.ready.pop_front()?;
+            let Some(key) = self.ready.pop_front() else { return Ok(None) };
             let Some(reader) = self.get_mut(key) else { continue };
             let (owner, subscription) = (reader.owner, key.id());
             match reader.state {
                 ReaderState::Ready => {}
                 ReaderState::Revoking => {
                     reader.state = ReaderState::Revoked;
-                    return Some(Delivery::Revoked { owner, subscription });
+                    return Ok(Some(Delivery::Revoked { owner, subscription }));
                 }
                 ReaderState::Ended(code) => {
                     self.remove(key);
-                    return Some(Delivery::Ended { owner, subscription, code });
+                    return Ok(Some(Delivery::Ended { owner, subscription, code }));
                 }
                 _ => continue,
+            }
+            if let Some(turn) = reader.turn.as_deref().filter(|&turn| is_behind(turn)) {
+                let share = Share { group: turn.group, queue: turn.queue };
+                self.ready.push_front(key);
+                return Err(share);
             }
             let Some(queue) = queues.get_mut(reader.queue) else {
                 unreachable!("a deleted queue's readers have ended")
@@ -187,7 +198,7 @@ impl Readers {
             reader.messages -= batch.wanted() as i64;
             reader.bytes -= i64::from(batch.length);
             reader.state = ReaderState::Taken;
-            return Some(Delivery::Batch { owner, subscription, batch });
+            return Ok(Some(Delivery::Batch { owner, subscription, batch }));
         }
     }
 

@@ -47,14 +47,15 @@ fn check_refused(bench: &mut Bench, name: &str, topics: &[TopicId], expected: Er
 /// Does what the shards do with what the home says; returns what is pushed.
 fn carry_out(bench: &mut Bench) -> Vec<HomeEffect> {
     let mut pushed = Vec::new();
-    while let Some(effect) = bench.engine.next_home_effect() {
+    while let Some(effect) = bench.engine.next_home_effect(&mut Slice::new(u32::MAX)) {
         match effect {
-            HomeEffect::Assign { group, number, holders, fenced } => {
-                bench.engine.assign(group, number, &holders, &fenced, Nanos::ZERO);
+            HomeEffect::Assign { group, number, assignment, fenced } => {
+                bench.engine.assign(group, number, &assignment, &fenced, Nanos::ZERO);
             }
             effect => pushed.push(effect),
         }
     }
+    bench.engine.follow_assignments(&mut Slice::new(u32::MAX));
     pushed
 }
 
@@ -149,7 +150,7 @@ fn a_topic_that_is_told_again_makes_no_assignment() {
         Join { owner: ReaderOwner(1), group: GroupId(2), name: "m", client: "test", topics, joined: Nanos::ZERO };
     copy.join_group(join, Nanos::ZERO).unwrap();
     copy.group_tick(SETTLED);
-    while copy.next_home_effect().is_some() {}
+    while copy.next_home_effect(&mut Slice::new(u32::MAX)).is_some() {}
     let is_due = |copy: &Engine| copy.membership.as_ref().unwrap().is_due();
     copy.catalogue_changed(&home.engine.topic(TOPIC).into());
     assert!(!is_due(&copy));

@@ -9,6 +9,7 @@ mod offset_entries;
 mod offsets;
 mod producers;
 mod readers;
+mod slices;
 mod turns;
 mod visibility;
 

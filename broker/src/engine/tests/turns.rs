@@ -1,5 +1,7 @@
 //! Queues handed from member to member: each rule by itself, then everything at random against a model.
 
+use std::sync::Arc;
+
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::{GroupId, MemberId, QueueOffset, SubscriptionId};
@@ -30,6 +32,8 @@ struct Turns {
     subscriptions: Vec<(u64, SubscriptionId)>,
     /// Credit for each subscription.
     credit: Credit,
+    /// Of the slice that follows an assignment at once.
+    steps: u32,
 }
 
 impl Turns {
@@ -43,7 +47,7 @@ impl Turns {
         bench.harden();
         while bench.engine.next_catalogue_effect().is_some() {}
         let credit = Credit { messages: 1 << 40, bytes: 1 << 40 };
-        Self { bench, number: 0, clock: Nanos(1), subscriptions: Vec::new(), credit }
+        Self { bench, number: 0, clock: Nanos(1), subscriptions: Vec::new(), credit, steps: u32::MAX }
     }
 
     /// So many batches of one message each, which everybody sees.
@@ -59,7 +63,8 @@ impl Turns {
         let holders: Vec<_> =
             holders.iter().map(|&(queue, member)| (TOPIC, QueueId(queue), MemberId(member))).collect();
         let fenced: Vec<_> = fenced.iter().copied().map(MemberId).collect();
-        self.bench.engine.assign(GROUP, self.number, &holders, &fenced, self.clock);
+        self.bench.engine.assign(GROUP, self.number, &Arc::new(Assignment::of(holders)), &fenced, self.clock);
+        self.bench.engine.follow_assignments(&mut Slice::new(self.steps));
     }
 
     fn assign(&mut self, member: u64) {
@@ -392,9 +397,10 @@ fn an_assignment_that_is_ahead_of_the_catalogue_is_kept() {
     let mut turns = Turns::new(1);
     turns.assign_all(&[(0, A), (1, A)], &[]);
     let later = GroupId(77);
-    turns.bench.engine.assign(later, 1, &[(TopicId(70), QueueId(0), MemberId(A))], &[], turns.clock);
+    let rows = [(TopicId(70), QueueId(0), MemberId(A))];
+    turns.bench.engine.assign(later, 1, &Arc::new(Assignment::of(rows)), &[], turns.clock);
     assert_eq!(turns.bench.engine.holder(later, TopicId(70), QueueId(0)), Some(MemberId(A)));
-    turns.bench.engine.assign(later, 2, &[], &[], turns.clock);
+    turns.bench.engine.assign(later, 2, &Arc::default(), &[], turns.clock);
     turns.bench.change(turns.bench.engine.decide_alter("t", 2, turns.bench.now));
     turns.bench.harden();
     turns.bench.store(1, 1, Memory);

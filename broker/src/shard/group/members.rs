@@ -1,12 +1,13 @@
 //! Members of the groups whose home this shard is: they join, leave and say that they are there; what that changes is carried out
-//! once per turn by the shard's task.
+//! by a task of its own, a slice in each turn.
 //!
 //! ```text
 //!   join, leave, lost, silent ─► members ─► next assignment ─┬─► every executor: who holds which queue (`Request::Assign`)
 //!                                (at home)                   └─► each member whose queues changed (`Assignment`, pushed)
 //! ```
 
-use crate::engine::{HomeEffect, Join, ReaderOwner, Refusal};
+use crate::engine::{HomeEffect, Join, ReaderOwner, Refusal, Slice};
+use crate::limits::GROUP_SLICE;
 use crate::shard::answers;
 use crate::shard::clock;
 use crate::shard::executor::Executor;
@@ -15,6 +16,7 @@ use crate::shard::peers::PeerId;
 use crate::shard::proxy;
 use crate::shard::requests::refuse;
 use crate::shard::router::{Asker, Wait};
+use crate::shard::runtime::turn;
 use crate::shard::state::Shard;
 use peregrine_protocol::ids::{Correlation, GroupId, Nanos};
 use peregrine_protocol::message::membership::AssignedQueue;
@@ -105,15 +107,36 @@ fn owner_at_home(executor: &Executor, shard: &Shard, asker: Asker, group: GroupI
     Ok(ReaderOwner(peer.0))
 }
 
-/// Carries out what the homes of this shard's groups have decided. Once per turn: members that come or go together share one
-/// assignment.
-pub fn carry_out(executor: &Executor, shard: &Shard) {
+/// Makes the assignments of this shard's groups and follows those of others, until the shard's log is closed. It is woken once
+/// per turn, behind those who were runnable then: members that come or go together share one assignment.
+pub async fn run(executor: Rc<Executor>, shard: Rc<Shard>) {
+    while !shard.closed.get() {
+        shard.group_work.wait().await;
+        while work(&executor, &shard) {
+            turn().await;
+        }
+    }
+}
+
+/// One slice of it. Whether anything is left to do.
+fn work(executor: &Executor, shard: &Shard) -> bool {
+    let mut slice = Slice::new(GROUP_SLICE);
+    carry_out(executor, shard, &mut slice);
+    let engine = &mut shard.core.borrow_mut().engine;
+    engine.follow_assignments(&mut slice);
+    // Those whose turn it is are served by the shard's task, which may have nothing else to wake it.
+    shard.work.raise();
+    engine.has_group_work()
+}
+
+/// Carries out what the homes of this shard's groups have decided.
+fn carry_out(executor: &Executor, shard: &Shard, slice: &mut Slice) {
     loop {
-        let effect = shard.core.borrow_mut().engine.next_home_effect();
+        let effect = shard.core.borrow_mut().engine.next_home_effect(slice);
         match effect {
             None => return,
-            Some(HomeEffect::Assign { group, number, holders, fenced }) => {
-                let assigned = Arc::new(Assigned { group, number, holders, fenced });
+            Some(HomeEffect::Assign { group, number, assignment, fenced }) => {
+                let assigned = Arc::new(Assigned { group, number, assignment, fenced });
                 for peer in executor.mesh().peers() {
                     executor.mesh().request(peer, Request::Assign(assigned.clone()));
                 }
@@ -136,10 +159,9 @@ pub fn carry_out(executor: &Executor, shard: &Shard) {
 pub fn assign(executor: &Executor, assigned: &Assigned) {
     let now = clock::monotonic();
     for shard in executor.local_shards() {
-        let Assigned { group, number, holders, fenced } = assigned;
-        shard.core.borrow_mut().engine.assign(*group, *number, holders, fenced, now);
-        // Those whose turn it is are served by the shard's task, which may have nothing else to wake it.
-        shard.work.raise();
+        let Assigned { group, number, assignment, fenced } = assigned;
+        shard.core.borrow_mut().engine.assign(*group, *number, assignment, fenced, now);
+        shard.group_work.raise();
     }
 }
 

@@ -13,6 +13,8 @@ use crate::simulator::violation::{Violation, promise};
 struct Known {
     owner: ReaderOwner,
     topics: Vec<TopicId>,
+    /// Those that it wanted earlier, before the newest assignment, which may have been begun before it said so.
+    topics_before: Vec<TopicId>,
     heard: Nanos,
     /// When the home learned that its connection is gone.
     lost: Option<Nanos>,
@@ -57,13 +59,18 @@ impl Roll {
         if !self.members.contains_key(&(group, member)) {
             promise!(self.given.insert(member), "member id {member} was given before");
         }
-        if let Some(before) = self.names.insert((group, name.to_owned()), member)
+        let before = self.names.insert((group, name.to_owned()), member);
+        if let Some(before) = before
             && before != member
             && let Some(known) = self.members.get_mut(&(group, before))
         {
             known.replaced = true;
         }
-        let known = Known { owner, topics: topics.to_vec(), heard: now, lost: None, left: false, replaced: false };
+        // Another id under the same name takes over what the one before it had, in an assignment that was begun before.
+        let before = before.and_then(|before| self.members.get(&(group, before)));
+        let topics_before = before.map(|known| [&known.topics[..], &known.topics_before].concat()).unwrap_or_default();
+        let topics = topics.to_vec();
+        let known = Known { owner, topics, topics_before, heard: now, lost: None, left: false, replaced: false };
         self.members.insert((group, member), known);
         Ok(())
     }
@@ -93,7 +100,7 @@ impl Roll {
 
     /// A home has made an assignment. Returns why each member that it fences is gone.
     pub fn assigned(&mut self, home: &Engine, assigned: &Assigned, now: Nanos) -> Result<Vec<&'static str>, Violation> {
-        let &Assigned { group, number, ref holders, ref fenced } = assigned;
+        let &Assigned { group, number, ref holders, ref fenced, .. } = assigned;
         let before = self.numbers.insert(group, number);
         promise!(
             before.is_none_or(|before| before < number),
@@ -115,14 +122,23 @@ impl Roll {
             holders.is_sorted_by(|a, b| (a.0, a.1) < (b.0, b.1)),
             "assignment {number} of group {group} names a queue twice"
         );
+        // What changed while it was made waits for the next one, and who joins a group that begins anew for that to settle.
+        let view = home.group_home(group);
+        let is_newest = !view.due && !view.settling;
         for (topic, queue, member) in holders {
-            let known = self.members.get(&(group, *member));
+            let wants =
+                |known: &Known| known.topics.contains(topic) || !is_newest && known.topics_before.contains(topic);
             promise!(
-                known.is_some_and(|known| known.topics.contains(topic)),
+                self.members.get(&(group, *member)).is_some_and(wants),
                 "queue {topic}/{queue} went to member {member} of group {group}, which is gone or does not want it"
             );
         }
-        self.check_complete(home, assigned, now)?;
+        for (_, known) in self.members.iter_mut().filter(|((of, _), _)| *of == group) {
+            known.topics_before.clear();
+        }
+        if is_newest {
+            self.check_complete(home, assigned, now)?;
+        }
         Ok(reasons)
     }
 

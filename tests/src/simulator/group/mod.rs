@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use peregrine_broker::engine::{Engine, ReaderOwner};
+use peregrine_broker::limits::GROUP_SLICE;
 use peregrine_broker::log::disk::simulated::Random;
 use peregrine_protocol::ids::Nanos;
 
@@ -48,6 +49,10 @@ pub struct GroupSettings {
     pub grace: Nanos,
     /// How often shards look for what is due, nanoseconds.
     pub tick: u64,
+    /// Steps of a slice of work on an assignment.
+    pub slice: u32,
+    /// A shard follows what it was told in one turn of so many.
+    pub follow_one_in: u64,
     /// How long a message is under way, at most.
     pub delay_max: u64,
     pub groups_max: usize,
@@ -61,6 +66,8 @@ impl GroupSettings {
             silence: Nanos::from_millis(*random.pick(&[400, 1_000, 3_000])),
             grace: Nanos::from_millis(*random.pick(&[0, 300, 2_000])),
             tick: *random.pick(&[1, 100_000_000]),
+            slice: *random.pick(&[1, 20, GROUP_SLICE]),
+            follow_one_in: *random.pick(&[1, 1, 50]),
             delay_max: *random.pick(&[50_000, 2_000_000, 200_000_000]),
             groups_max: random.between(1, 3) as usize,
             members_max: random.between(2, 7) as usize,

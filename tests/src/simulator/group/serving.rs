@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use peregrine_broker::engine::{
     BatchPlace, CatalogueState, Delivery, Engine, GroupStart, GroupState, HomeEffect, Join, MembershipOptions,
-    ReaderOwner, Refusal, TopicState,
+    ReaderOwner, Refusal, Slice, TopicState,
 };
 use peregrine_protocol::entry::EntryHeader;
 use peregrine_protocol::error::ErrorCode;
@@ -47,7 +47,7 @@ impl Simulation {
             if !self.random.one_in(4) {
                 self.write_beginnings(process, shard)?;
             }
-            self.carry_out(process, shard)?;
+            self.work_for_groups(process, shard)?;
         }
         self.members_act(process)
     }
@@ -307,12 +307,25 @@ impl Simulation {
 
     // Homes.
 
+    /// One slice of the work on assignments: makes those of this shard's groups, and follows those that it was told.
+    fn work_for_groups(&mut self, process: &mut Process, shard: usize) -> Result<(), Violation> {
+        let mut slice = Slice::new(self.consumers.settings.slice);
+        self.carry_out(process, shard, &mut slice)?;
+        let engine = &mut process.shards[shard].engine;
+        if self.random.one_in(self.consumers.settings.follow_one_in) {
+            engine.follow_assignments(&mut slice);
+        }
+        self.statistics.slices_left_work += u64::from(engine.has_group_work());
+        Ok(())
+    }
+
     /// Carries out what the homes of this shard's groups have decided.
-    fn carry_out(&mut self, process: &mut Process, shard: usize) -> Result<(), Violation> {
-        while let Some(effect) = process.shards[shard].engine.next_home_effect() {
+    fn carry_out(&mut self, process: &mut Process, shard: usize, slice: &mut Slice) -> Result<(), Violation> {
+        while let Some(effect) = process.shards[shard].engine.next_home_effect(slice) {
             match effect {
-                HomeEffect::Assign { group, number, holders, fenced } => {
-                    let assigned = Rc::new(Assigned { group, number, holders, fenced });
+                HomeEffect::Assign { group, number, assignment, fenced } => {
+                    let holders = assignment.iter().collect();
+                    let assigned = Rc::new(Assigned { group, number, assignment, holders, fenced });
                     self.machine.note(&("assigns", format!("{assigned:?}")));
                     self.statistics.assignments += 1;
                     let now = self.now();
@@ -359,8 +372,8 @@ impl Simulation {
         if !matches!(engine.group(assigned.group), GroupState::Deleted(_)) {
             self.consumers.ledger.assigned(shard, assigned, mine, now);
         }
-        let Assigned { group, number, holders, fenced } = assigned;
-        engine.assign(*group, *number, holders, fenced, now);
+        let Assigned { group, number, assignment, fenced, .. } = assigned;
+        engine.assign(*group, *number, assignment, fenced, now);
     }
 
     // Owners.

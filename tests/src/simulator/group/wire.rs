@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use peregrine_broker::engine::{CatalogueState, Credit, Joined};
+use peregrine_broker::engine::{Assignment, CatalogueState, Credit, Joined};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Epoch, GroupId, MemberId, QueueId, QueueOffset, SubscriptionId, TopicId};
 
@@ -32,6 +33,8 @@ pub enum Link {
 pub struct Assigned {
     pub group: GroupId,
     pub number: u64,
+    pub assignment: Arc<Assignment>,
+    /// What it says, for the oracles.
     pub holders: Vec<(TopicId, QueueId, MemberId)>,
     pub fenced: Vec<MemberId>,
 }

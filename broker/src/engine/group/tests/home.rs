@@ -1,44 +1,46 @@
-//! The members of a home: each rule by itself, then all of them at random against what must always hold.
+//! The members of a home: each rule by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, ShardId, TopicId};
-use proptest::prelude::*;
 
 use crate::engine::group::home::{HomeEffect, Join, Joined, Membership, MembershipOptions};
 use crate::engine::reader::ReaderOwner;
 use crate::engine::refusal::Refusal;
+use crate::engine::slice::Slice;
 use crate::limits;
 
-const GROUP: GroupId = GroupId(9);
-const TOPIC: TopicId = TopicId(1);
-const SILENCE: Nanos = Nanos::from_secs(10);
-const GRACE: Nanos = Nanos::from_secs(10);
+pub(super) const GROUP: GroupId = GroupId(9);
+pub(super) const TOPIC: TopicId = TopicId(1);
+pub(super) const SILENCE: Nanos = Nanos::from_secs(10);
+pub(super) const GRACE: Nanos = Nanos::from_secs(10);
 
 /// Queues of a member, as numbers of [`TOPIC`]'s.
-type Queues = Vec<u32>;
+pub(super) type Queues = Vec<u32>;
 
 /// A home with one group, what the shards were told, and what the members were told.
-struct Bench {
-    home: Membership,
-    now: Nanos,
-    queues: BTreeMap<TopicId, u32>,
+pub(super) struct Bench {
+    pub(super) home: Membership,
+    pub(super) now: Nanos,
+    pub(super) queues: BTreeMap<TopicId, u32>,
     /// The newest assignment that the shards know.
-    number: u64,
-    holders: BTreeMap<(TopicId, QueueId), MemberId>,
+    pub(super) number: u64,
+    pub(super) holders: BTreeMap<(TopicId, QueueId), MemberId>,
     /// All that ever stood in `fenced`.
-    fenced: BTreeSet<MemberId>,
-    told: BTreeMap<MemberId, (u64, Vec<(TopicId, QueueId)>)>,
-    pushed: Vec<(ReaderOwner, MemberId, ErrorCode)>,
+    pub(super) fenced: BTreeSet<MemberId>,
+    pub(super) told: BTreeMap<MemberId, (u64, Vec<(TopicId, QueueId)>)>,
+    pub(super) pushed: Vec<(ReaderOwner, MemberId, ErrorCode)>,
+    /// How often a member was told its queues.
+    pub(super) times_told: usize,
 }
 
 impl Bench {
-    fn new(queues: u32) -> Self {
+    pub(super) fn new(queues: u32) -> Self {
         Self::with_grace(queues, GRACE)
     }
 
-    fn with_grace(queues: u32, grace: Nanos) -> Self {
+    pub(super) fn with_grace(queues: u32, grace: Nanos) -> Self {
         Self {
             home: Membership::new(MembershipOptions { shard: ShardId(0), epoch: Epoch(3), silence: SILENCE, grace }),
             now: Nanos::from_secs(1_700_000_000),
@@ -48,19 +50,30 @@ impl Bench {
             fenced: BTreeSet::new(),
             told: BTreeMap::new(),
             pushed: Vec::new(),
+            times_told: 0,
         }
     }
 
     /// Carries out the effects. The numbers of assignments must grow, and nobody is told of one before the owners are.
-    fn settle(&mut self) {
-        while let Some(effect) = self.home.next_effect(|topic| self.queues.get(&topic).copied().unwrap_or(0)) {
+    pub(super) fn settle(&mut self) {
+        while self.home.has_work() {
+            self.work(1_000);
+        }
+    }
+
+    /// One slice, after which nothing may be left.
+    pub(super) fn work(&mut self, steps: u32) {
+        let mut slice = Slice::new(steps);
+        while let Some(effect) =
+            self.home.next_effect(|topic| self.queues.get(&topic).copied().unwrap_or(0), &mut slice)
+        {
             match effect {
-                HomeEffect::Assign { number, holders, fenced, .. } => {
+                HomeEffect::Assign { number, assignment, fenced, .. } => {
                     assert!(number > self.number, "{number} follows {}", self.number);
                     self.number = number;
-                    let rows = holders.len();
-                    self.holders = holders.into_iter().map(|(topic, queue, holder)| ((topic, queue), holder)).collect();
-                    assert_eq!(self.holders.len(), rows, "a queue has one holder");
+                    self.holders = assignment.iter().map(|(topic, queue, holder)| ((topic, queue), holder)).collect();
+                    let is_gone = |member: &MemberId| self.fenced.contains(member) || fenced.contains(member);
+                    assert!(!self.holders.values().any(is_gone), "who is gone holds nothing");
                     self.fenced.extend(fenced);
                 }
                 HomeEffect::Tell { member, number, queues, .. } => {
@@ -69,13 +82,14 @@ impl Bench {
                         self.holders.iter().filter(|row| *row.1 == member).map(|(&key, _)| key).collect();
                     assert_eq!(queues, held, "a member is told what the owners know");
                     self.told.insert(member, (number, queues));
+                    self.times_told += 1;
                 }
                 HomeEffect::Fence { owner, member, code, .. } => self.pushed.push((owner, member, code)),
             }
         }
     }
 
-    fn try_join(&mut self, owner: u64, name: &str, topics: &[u64]) -> Result<Joined, Refusal> {
+    pub(super) fn try_join(&mut self, owner: u64, name: &str, topics: &[u64]) -> Result<Joined, Refusal> {
         let topics = topics.iter().copied().map(TopicId).collect();
         let client = format!("client-{owner}");
         let joined = Nanos::from_secs(1);
@@ -86,12 +100,12 @@ impl Bench {
     }
 
     /// Joins on a connection of its own from a client of its own; both have the number `owner`.
-    fn join(&mut self, owner: u64, name: &str) -> MemberId {
+    pub(super) fn join(&mut self, owner: u64, name: &str) -> MemberId {
         self.try_join(owner, name, &[1]).expect("there is room").member
     }
 
     /// Lets time pass in small steps, as the sweeper of a shard does.
-    fn pass(&mut self, nanos: Nanos) {
+    pub(super) fn pass(&mut self, nanos: Nanos) {
         let until = self.now + nanos.0;
         while self.now < until {
             self.now = until.min(self.now + Nanos::from_millis(100).0);
@@ -102,19 +116,19 @@ impl Bench {
         }
     }
 
-    fn pass_settling(&mut self) {
+    pub(super) fn pass_settling(&mut self) {
         self.pass(limits::GROUP_SETTLED_AFTER);
         assert!(!self.home.group(GROUP).settling);
     }
 
-    fn heartbeat(&mut self, owner: u64, member: MemberId, number: u64) -> Result<u64, Refusal> {
+    pub(super) fn heartbeat(&mut self, owner: u64, member: MemberId, number: u64) -> Result<u64, Refusal> {
         let answer = self.home.heartbeat(ReaderOwner(owner), GROUP, member, number, self.now);
         self.settle();
         answer
     }
 
     /// Lets time pass while these, (connection, member), say that they are there.
-    fn pass_alive(&mut self, nanos: Nanos, alive: &[(u64, MemberId)]) {
+    pub(super) fn pass_alive(&mut self, nanos: Nanos, alive: &[(u64, MemberId)]) {
         let until = self.now + nanos.0;
         while self.now < until {
             self.pass(Nanos((until - self.now).min(Nanos::from_secs(3).0)));
@@ -125,32 +139,32 @@ impl Bench {
         }
     }
 
-    fn detach(&mut self, owner: u64) {
+    pub(super) fn detach(&mut self, owner: u64) {
         self.home.detach(ReaderOwner(owner), self.now);
         self.settle();
     }
 
-    fn leave(&mut self, owner: u64, member: MemberId) -> Result<(), Refusal> {
+    pub(super) fn leave(&mut self, owner: u64, member: MemberId) -> Result<(), Refusal> {
         let left = self.home.leave(ReaderOwner(owner), GROUP, member);
         self.settle();
         left
     }
 
-    fn held(&self, member: MemberId) -> Queues {
+    pub(super) fn held(&self, member: MemberId) -> Queues {
         self.holders.iter().filter(|row| *row.1 == member).map(|(key, _)| key.1.0).collect()
     }
 
-    fn absent(&self) -> BTreeSet<MemberId> {
+    pub(super) fn absent(&self) -> BTreeSet<MemberId> {
         self.home.members_after(GROUP, "").filter(|member| !member.connected).map(|member| member.id).collect()
     }
 
-    fn connected(&self) -> Vec<(String, bool)> {
+    pub(super) fn connected(&self) -> Vec<(String, bool)> {
         self.home.members_after(GROUP, "").map(|member| (member.name.to_owned(), member.connected)).collect()
     }
 }
 
 /// Three members, a, b and c, on connections 1, 2 and 3, that share so many queues.
-fn three(bench: &mut Bench) -> [MemberId; 3] {
+pub(super) fn three(bench: &mut Bench) -> [MemberId; 3] {
     let members = [(1, "a"), (2, "b"), (3, "c")].map(|(owner, name)| bench.join(owner, name));
     bench.pass_settling();
     members
@@ -398,17 +412,6 @@ fn members_of_a_deleted_group_are_told_and_leave_nothing() {
 }
 
 #[test]
-fn a_member_that_missed_an_assignment_is_told_again() {
-    let mut bench = Bench::new(8);
-    let [a, ..] = three(&mut bench);
-    let told = bench.told.remove(&a).unwrap();
-    assert_eq!(bench.heartbeat(1, a, told.0), Ok(told.0));
-    assert!(!bench.told.contains_key(&a), "it knows");
-    assert_eq!(bench.heartbeat(1, a, told.0 - 1), Ok(told.0));
-    assert_eq!(bench.told[&a], told);
-}
-
-#[test]
 fn ids_and_numbers_of_a_later_start_are_higher() {
     let mut bench = Bench::new(8);
     let [.., c] = three(&mut bench);
@@ -443,127 +446,6 @@ fn members_that_only_say_that_they_are_there_cost_one_look_per_silence_time() {
         last = bench.home.next_deadline();
     }
     assert!(looks <= 33, "3 members, 100 s, {looks} times");
-}
-
-/// Something that may happen to a group of members 0 to 5, each on the connection of its number; 6 and 7 are other clients that
-/// use the names of 0 and 1.
-#[derive(Clone, Debug)]
-enum Step {
-    Join(u64, Vec<u64>),
-    Leave(u64),
-    Detach(u64),
-    Heartbeat(u64),
-    Pass(u64),
-    Queues(u32),
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let topics = prop_oneof![3 => Just(vec![1]), 1 => Just(vec![1, 2]), 1 => Just(vec![2])];
-    let step = prop_oneof![
-        6 => (0u64..8, topics).prop_map(|(owner, topics)| Step::Join(owner, topics)),
-        2 => (0u64..8).prop_map(Step::Leave),
-        3 => (0u64..8).prop_map(Step::Detach),
-        4 => (0u64..8).prop_map(Step::Heartbeat),
-        4 => prop_oneof![Just(50u64), Just(400), Just(3_000), Just(11_000)].prop_map(Step::Pass),
-        1 => (0u32..10).prop_map(Step::Queues),
-    ];
-    prop::collection::vec(step, 1..80)
-}
-
-/// A member as the model has it.
-#[derive(Clone, Debug)]
-struct Known {
-    id: MemberId,
-    topics: Vec<u64>,
-    /// Its connection, while that is open.
-    owner: Option<u64>,
-    /// When it ends unless something is heard of it.
-    ends: Nanos,
-}
-
-proptest! {
-    #[test]
-    fn whatever_happens_queues_have_one_holder_and_absent_members_keep_theirs(steps in steps()) {
-        let mut bench = Bench::new(5);
-        bench.queues.insert(TopicId(2), 3);
-        // By name.
-        let mut model: BTreeMap<u64, Known> = BTreeMap::new();
-        let mut ids: BTreeSet<MemberId> = BTreeSet::new();
-        for step in steps {
-            let before = bench.holders.clone();
-            let absent = bench.absent();
-            match step {
-                Step::Join(owner, topics) => {
-                    let name = owner % 6;
-                    let id = bench.try_join(owner, &format!("m{name}"), &topics).unwrap().member;
-                    let old = model.get(&name);
-                    let kept = old.is_some_and(|old| old.id == id);
-                    prop_assert!(kept || ids.insert(id), "ids are never used again");
-                    let other_client = |old: &Known| old.owner.is_some_and(|old| old != owner);
-                    prop_assert_eq!(kept, old.is_some_and(|old| !other_client(old)));
-                    let ends = bench.now + SILENCE.0 + GRACE.0;
-                    model.insert(name, Known { id, topics, owner: Some(owner), ends });
-                }
-                Step::Leave(owner) => {
-                    let name = owner % 6;
-                    let mine = model.get(&name).filter(|known| known.owner == Some(owner)).cloned();
-                    if let Some(known) = mine {
-                        prop_assert_eq!(bench.leave(owner, known.id), Ok(()));
-                        prop_assert!(bench.held(known.id).is_empty());
-                        model.remove(&name);
-                    }
-                }
-                Step::Detach(owner) => {
-                    bench.detach(owner);
-                    prop_assert!(before == bench.holders, "a lost connection moves nothing");
-                    if let Some(known) = model.get_mut(&(owner % 6)).filter(|known| known.owner == Some(owner)) {
-                        known.owner = None;
-                        known.ends = known.ends.min(bench.now + GRACE.0);
-                    }
-                }
-                Step::Heartbeat(owner) => {
-                    if let Some(known) = model.get_mut(&(owner % 6)).filter(|known| known.owner == Some(owner)) {
-                        let id = known.id;
-                        known.ends = bench.now + SILENCE.0 + GRACE.0;
-                        prop_assert!(bench.heartbeat(owner, id, u64::MAX).is_ok());
-                    }
-                }
-                Step::Pass(millis) => bench.pass(Nanos::from_millis(millis)),
-                Step::Queues(queues) => {
-                    let queues = bench.queues[&TOPIC].max(queues);
-                    bench.queues.insert(TOPIC, queues);
-                    bench.home.topic_changed(TOPIC);
-                    bench.settle();
-                }
-            }
-            // A silent member is found by the tick, at most one tick late at each of the two ends.
-            model.retain(|_, known| known.ends > bench.now || bench.home.members_after(GROUP, "").any(|m| m.id == known.id));
-            let late = model.values().filter(|known| known.ends + 300_000_000 <= bench.now).count();
-            prop_assert_eq!(late, 0);
-            prop_assert_eq!(bench.home.len(), model.len());
-            let there: BTreeMap<MemberId, &Known> = model.values().map(|known| (known.id, known)).collect();
-            for (&(topic, _), holder) in &bench.holders {
-                let known = there.get(holder);
-                prop_assert!(known.is_some_and(|known| known.topics.contains(&topic.0)), "{:?}", holder);
-            }
-            if !bench.home.group(GROUP).settling {
-                for (&topic, &queues) in &bench.queues {
-                    let wanted = model.values().any(|known| known.topics.contains(&topic.0));
-                    let held = bench.holders.keys().filter(|key| key.0 == topic).count();
-                    prop_assert_eq!(held as u32, if wanted { queues } else { 0 });
-                }
-            }
-            for member in absent.intersection(&bench.absent()) {
-                let mut had = before.iter().filter(|row| row.1 == member);
-                prop_assert!(had.all(|(key, holder)| bench.holders.get(key) == Some(holder)));
-            }
-            for known in model.values().filter(|known| known.owner.is_some() && bench.told.contains_key(&known.id)) {
-                let held: Vec<_> =
-                    bench.holders.iter().filter(|row| *row.1 == known.id).map(|(&key, _)| key).collect();
-                prop_assert_eq!(&bench.told[&known.id].1, &held, "who is connected knows what it holds");
-            }
-        }
-    }
 }
 
 /// 16 KiB is what a member may cost in all: its connection, its subscriptions and this.

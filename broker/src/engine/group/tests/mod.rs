@@ -2,3 +2,5 @@
 
 mod assignment;
 mod home;
+mod home_at_random;
+mod making;

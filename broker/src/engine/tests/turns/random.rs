@@ -18,6 +18,8 @@ enum Step {
     Harden,
     /// The home's next word: the holder of each queue (0: nobody), and the members that are fenced.
     Assign([u64; QUEUES as usize], Vec<u64>),
+    /// Goes on to carry it out by so many queues.
+    Follow(u32),
     Subscribe {
         member: u64,
         queue: u32,
@@ -44,6 +46,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::Publish),
         2 => Just(Step::Harden),
         4 => (holder(), holder(), fenced).prop_map(|(a, b, fenced)| Step::Assign([a, b], fenced)),
+        2 => (0u32..=QUEUES).prop_map(Step::Follow),
         6 => (1u64..=MEMBERS, 0u32..QUEUES, 0u64..9)
             .prop_map(|(member, queue, messages)| Step::Subscribe { member, queue, messages }),
         3 => (0usize..6, 1u64..9).prop_map(|(index, messages)| Step::Credit(index, messages)),
@@ -83,6 +86,8 @@ struct Queue {
     place: u64,
     /// The same of what a crash leaves.
     safe: u64,
+    /// Whom the home wants to have it.
+    holder: u64,
     /// How often each message was handed out since the start.
     handed_out: HashMap<u64, u16>,
 }
@@ -91,14 +96,27 @@ struct Model {
     turns: Turns,
     known: Vec<Known>,
     queues: [Queue; QUEUES as usize],
+    /// Somebody was fenced, and that is not carried out.
+    fenced: bool,
 }
 
 impl Model {
     fn new() -> Self {
-        Self { turns: Turns::new(QUEUES), known: Vec::new(), queues: Default::default() }
+        let turns = Turns { steps: 0, ..Turns::new(QUEUES) };
+        Self { turns, known: Vec::new(), queues: Default::default(), fenced: false }
+    }
+
+    /// A member that was fenced has another id when it comes again; here it waits until all that it had has ended.
+    fn end_fenced(&mut self) {
+        if std::mem::take(&mut self.fenced) {
+            self.turns.bench.engine.follow_assignments(&mut Slice::new(u32::MAX));
+        }
     }
 
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
+        if matches!(step, Step::Assign(..) | Step::Subscribe { .. }) {
+            self.end_fenced();
+        }
         let bench = &mut self.turns.bench;
         match step {
             Step::Store { queue, records, level } => {
@@ -114,11 +132,20 @@ impl Model {
                 let rows: Vec<(u32, u64)> =
                     (0..).zip(holders).filter(|(_, member)| *member != 0 && !gone.contains(member)).collect();
                 self.turns.assign_all(&rows, &fenced);
+                self.fenced = !fenced.is_empty();
+                for (queue, state) in (0..).zip(&mut self.queues) {
+                    state.holder = rows.iter().find(|row| row.0 == queue).map_or(0, |row| row.1);
+                }
                 for known in &mut self.known {
                     known.may_end |= gone.contains(&known.member);
                     if !rows.contains(&(known.queue, known.member)) {
                         known.lost.get_or_insert(self.turns.clock);
                     }
+                }
+            }
+            Step::Follow(queues) => {
+                for _ in 0..queues {
+                    bench.engine.follow_assignments(&mut Slice::new(1));
                 }
             }
             Step::Subscribe { member, queue, messages } => {
@@ -172,7 +199,9 @@ impl Model {
                 for queue in &mut self.queues {
                     queue.place = queue.safe;
                     queue.handed_out.clear();
+                    queue.holder = 0;
                 }
+                self.fenced = false;
             }
         }
         Ok(())
@@ -233,6 +262,7 @@ impl Model {
         match delivery {
             Delivery::Batch { batch, .. } => {
                 prop_assert!(!known.taken && !known.revoked && known.messages > 0);
+                prop_assert_eq!(known.member, queue.holder, "whatever was followed, the newest assignment counts");
                 let (first, end) = (batch.first_wanted.0, batch.end_offset().0);
                 // In order, none skipped, none again; a first message is the first that nobody acknowledged.
                 prop_assert_eq!(first, known.next.unwrap_or(queue.place));
@@ -273,6 +303,7 @@ impl Model {
         self.turns.bench.harden();
         let fenced: Vec<u64> = (1..=MEMBERS).collect();
         let last = MEMBERS + 1;
+        self.turns.steps = u32::MAX;
         self.step(Step::Assign([last; QUEUES as usize], fenced))?;
         for queue in 0..QUEUES {
             self.step(Step::Subscribe { member: last, queue, messages: 1 << 40 })?;

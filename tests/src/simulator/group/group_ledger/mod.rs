@@ -15,11 +15,11 @@ mod book;
 mod moves;
 mod turns;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use peregrine_broker::engine::{Engine, GroupStart, Refusal};
 use peregrine_protocol::entry::EntryKind;
-use peregrine_protocol::ids::{GroupId, QueueId, TopicId};
+use peregrine_protocol::ids::{GroupId, MemberId, QueueId, TopicId};
 
 use self::book::{Book, Move, end_of};
 use self::moves::Attempt;
@@ -43,6 +43,8 @@ pub struct GroupLedger {
     /// By shard and subscription.
     turns: BTreeMap<(usize, u64), Turn>,
     newest: BTreeMap<(usize, GroupId), Newest>,
+    /// Members that a shard was told are gone.
+    fenced: BTreeSet<(usize, MemberId)>,
     /// An append that a crash may have struck.
     attempt: Option<Attempt>,
 }
@@ -73,6 +75,7 @@ impl GroupLedger {
     pub fn crashed(&mut self) {
         self.turns.clear();
         self.newest.clear();
+        self.fenced.clear();
         self.books.values_mut().for_each(Book::forget_run);
     }
 

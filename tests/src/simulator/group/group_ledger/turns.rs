@@ -31,6 +31,8 @@ pub struct Turn {
     pub was_lost: bool,
     /// It had something to finish then.
     pub drains: bool,
+    /// It was its member's again before it was told, and goes on unless it is told still.
+    pub regained: bool,
     pub revoked: bool,
     pub fenced: bool,
     pub replaced: bool,
@@ -41,6 +43,12 @@ pub struct Turn {
 
 /// The newest assignment that a shard was told.
 pub type Newest = (u64, BTreeMap<(TopicId, QueueId), MemberId>);
+
+impl Turn {
+    fn is_draining(&self) -> bool {
+        self.drains && (self.revoked || !self.regained)
+    }
+}
 
 impl GroupLedger {
     /// A member subscribed and was told the group's place.
@@ -72,8 +80,9 @@ impl GroupLedger {
             lost: None,
             was_lost: false,
             drains: false,
+            regained: false,
             revoked: false,
-            fenced: false,
+            fenced: self.fenced.contains(&(shard, member)),
             replaced: false,
             reset: false,
             may_be_reset: false,
@@ -98,12 +107,17 @@ impl GroupLedger {
             let Some(book) = self.books.get(&turn.share) else { continue };
             if rows.get(&(turn.share.topic, turn.share.queue)) == Some(&turn.member) {
                 turn.lost = turn.lost.filter(|_| turn.drains);
+                turn.regained = turn.drains && !turn.revoked;
             } else {
+                if std::mem::take(&mut turn.regained) && !turn.revoked {
+                    turn.lost = None;
+                }
                 turn.was_lost = true;
                 turn.drains |= !book.is_done_by(turn);
                 turn.lost.get_or_insert(now);
             }
         }
+        self.fenced.extend(assigned.fenced.iter().map(|&member| (shard, member)));
         self.newest.insert((shard, assigned.group), (assigned.number, rows));
     }
 
@@ -132,7 +146,7 @@ impl GroupLedger {
             turn.member
         );
         promise!(
-            !turn.revoked && !turn.fenced && !turn.replaced && !turn.drains && !turn.reset,
+            !turn.revoked && !turn.fenced && !turn.replaced && !turn.is_draining() && !turn.reset,
             "offset {first} of {share:?} was handed to a turn that is over: {turn:?}"
         );
         let others = self.turns.iter().filter(|(key, other)| **key != (shard, id.0) && other.share == share);
@@ -238,7 +252,7 @@ impl GroupLedger {
 
     /// No drain goes on for longer than it may.
     pub fn check_drains(&self, now: Nanos) -> Result<(), Violation> {
-        let overdue = |turn: &&Turn| turn.drains && turn.lost.is_some_and(|lost| lost + DRAINED_WITHIN < now);
+        let overdue = |turn: &&Turn| turn.is_draining() && turn.lost.is_some_and(|lost| lost + DRAINED_WITHIN < now);
         let found = self.turns.values().find(overdue);
         promise!(found.is_none(), "a drain has not ended at {now}: {found:?}");
         Ok(())
