@@ -6,7 +6,7 @@
 //! ```
 
 use crate::engine::{
-    CatalogueDecision, CatalogueId, CatalogueState, Group, GroupStart, HOME, StartAt, Topic, TopicState,
+    CatalogueDecision, CatalogueId, CatalogueState, Group, GroupStart, GroupState, HOME, StartAt, Topic, TopicState,
 };
 use crate::limits::ROOM_WITHIN;
 use crate::shard::answers;
@@ -274,10 +274,10 @@ pub async fn ask_home(executor: &Rc<Executor>, shard: ShardId, about: CatalogueI
     state.is_some() && before != state
 }
 
-/// Asks shard 0 about a topic's name that a copy of the catalogue here lacks. True when there is such a topic.
-pub async fn ask_home_by_name(executor: &Rc<Executor>, name: &str) -> bool {
-    let state = learn_from_home(executor, CatalogueAsked::TopicNamed(name.into())).await;
-    matches!(state, Some(CatalogueState::Topic(TopicState::Live(_))))
+/// Asks shard 0 about the name of a topic or a group that a copy of the catalogue here lacks. True when there is one.
+pub async fn ask_home_by_name(executor: &Rc<Executor>, asked: CatalogueAsked) -> bool {
+    let state = learn_from_home(executor, asked).await;
+    matches!(state, Some(CatalogueState::Topic(TopicState::Live(_)) | CatalogueState::Group(GroupState::Live(_))))
 }
 
 /// Asks shard 0, and tells the shards here.

@@ -68,7 +68,7 @@ pub fn describe(
     let core = shard.core.borrow();
     let Some(topic) = core.engine.topic_named(asked.name) else {
         if shard.id != HOME {
-            return Err(Wait::TopicNamed);
+            return Err(Wait::Named);
         }
         executor.refuse(asker, correlation, ErrorCode::UnknownTopic);
         return Ok(());

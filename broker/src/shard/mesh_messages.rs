@@ -34,6 +34,7 @@ pub enum Request {
 pub enum CatalogueAsked {
     Id(CatalogueId),
     TopicNamed(Box<str>),
+    GroupNamed(Box<str>),
 }
 
 /// An assignment of a group's queues to its members.

@@ -7,7 +7,7 @@
 use crate::engine::{CatalogueId, HOME};
 use crate::limits::STEP;
 use crate::shard::executor::Executor;
-use crate::shard::mesh_messages::Request;
+use crate::shard::mesh_messages::{CatalogueAsked, Request};
 use crate::shard::peers::PeerId;
 use crate::shard::{answers, catalogue, large, requests};
 use peregrine_protocol::error::ErrorCode;
@@ -36,8 +36,8 @@ pub enum Wait {
     Large(ShardId),
     /// What shard 0 says about a topic or a group; without news the request is answered with `otherwise`.
     Catalogue { shard: ShardId, about: CatalogueId, otherwise: ErrorCode },
-    /// What shard 0 says about the topic that the request names.
-    TopicNamed,
+    /// What shard 0 says about the topic or the group that the request names.
+    Named,
     /// Credit for requests to this shard.
     Credit(ShardId),
     /// The connection belongs to this shard's executor.
@@ -157,14 +157,20 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
             executor.refuse(asker, correlation, otherwise);
             Waited::Handled
         }
-        Wait::TopicNamed => {
-            let Ok(Asked::DescribeTopic(asked)) = Asked::decode(frame) else {
-                unreachable!("only a description is asked for by name alone")
+        Wait::Named => {
+            let (asked, otherwise) = match Asked::decode(frame) {
+                Ok(Asked::DescribeTopic(asked)) => {
+                    (CatalogueAsked::TopicNamed(asked.name.into()), ErrorCode::UnknownTopic)
+                }
+                Ok(Asked::DescribeGroup(asked)) => {
+                    (CatalogueAsked::GroupNamed(asked.name.into()), ErrorCode::UnknownGroup)
+                }
+                _ => unreachable!("only a description is asked for by name alone"),
             };
-            if catalogue::ask_home_by_name(executor, asked.name).await {
+            if catalogue::ask_home_by_name(executor, asked).await {
                 return Waited::Again;
             }
-            executor.refuse(asker, correlation, ErrorCode::UnknownTopic);
+            executor.refuse(asker, correlation, otherwise);
             Waited::Handled
         }
         Wait::Credit(shard) => {

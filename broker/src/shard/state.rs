@@ -9,7 +9,8 @@
 //! All changes are made by short calls that end before anything is awaited, so that what one call sees another has finished.
 
 use crate::engine::{
-    Acknowledgements, BatchPlace, CatalogueId, CatalogueState, Delivery, Engine, OffsetEntry, ReaderOwner, TopicState,
+    Acknowledgements, BatchPlace, CatalogueId, CatalogueState, Delivery, Engine, GroupState, OffsetEntry, ReaderOwner,
+    TopicState,
 };
 use crate::limits::COLD_READ;
 use crate::log::disk::tmpfs::TmpfsRings;
@@ -410,6 +411,10 @@ impl Shard {
             CatalogueAsked::TopicNamed(name) => {
                 let core = self.core.borrow();
                 core.engine.topic_named(name).cloned().map(|topic| TopicState::Live(topic).into())
+            }
+            CatalogueAsked::GroupNamed(name) => {
+                let core = self.core.borrow();
+                core.engine.group_named(name).cloned().map(|group| GroupState::Live(group).into())
             }
         }
     }

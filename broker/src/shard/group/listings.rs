@@ -1,6 +1,6 @@
 //! Groups as answers show them: pages of all, one with its members at its home, and how far one is in the queues of this shard.
 
-use crate::engine::Refusal;
+use crate::engine::{HOME, Refusal};
 use crate::shard::catalogue::{group_row, group_topics};
 use crate::shard::clock;
 use crate::shard::executor::Executor;
@@ -40,6 +40,9 @@ pub fn describe(
 ) -> Result<(), Wait> {
     let core = shard.core.borrow();
     let Some(group) = core.engine.group_named(asked.name) else {
+        if shard.id != HOME {
+            return Err(Wait::Named);
+        }
         executor.refuse(asker, correlation, ErrorCode::UnknownGroup);
         return Ok(());
     };

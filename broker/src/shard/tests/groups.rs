@@ -2,15 +2,16 @@
 
 use super::directories;
 use super::serving::{Client, Said, Serving, batch, head, serve, settings};
-use crate::control::settings::{GroupTimes, Settings};
+use crate::control::settings::{GroupTimes, Settings, TestFault};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{
-    DurableLevel, Epoch, GroupId, MemberId, Nanos, QueueId, QueueOffset, SubscriptionId, TopicId,
+    DurableLevel, Epoch, GroupId, MemberId, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId,
 };
 use peregrine_protocol::message::{
     Ack, CreateGroup, DeleteGroup, DescribeGroup, GroupLag, GroupTopic, Heartbeat, JoinGroup, LeaveGroup, Mode,
     Produce, Request, ResetOffset, Start, Subscribe, Unsubscribe,
 };
+use peregrine_protocol::placement::group_home;
 use std::collections::BTreeMap;
 
 const QUEUES: u32 = 4;
@@ -306,4 +307,39 @@ fn a_reset_ends_the_subscription_and_a_deleted_group_its_members() {
     let join = JoinGroup { group: scene.group, member: "late", topics: topics[..].into(), client: "late" };
     assert_code(&member.client.ask(&Request::JoinGroup(join)), ErrorCode::GroupDeleted);
     assert!(scene.serving.stop().is_ok());
+}
+
+/// A description by name was refused without asking shard 0.
+#[test]
+fn a_shard_that_missed_the_news_of_a_group_asks_for_it_by_name_and_by_id() {
+    let (data, rings) = directories();
+    let mut settings = settings(data.path(), rings.path(), 2);
+    settings.test_faults.push(TestFault::MissNews);
+    let serving = serve(&settings);
+    let mut home = serving.client(Some(0));
+    let mut other = serving.client(Some(1));
+    let topic = home.create("orders", QUEUES);
+    let topics = [GroupTopic { topic, start: Start::Earliest }];
+    let at = |shard| (0..).map(|n| format!("billing-{n}")).filter(move |name| group_home(name, 2) == ShardId(shard));
+    // Of these some have the shard that missed the news as their home, and some the one that it must ask.
+    for name in at(1).take(2).chain(at(0).take(2)) {
+        let create = CreateGroup { name: &name, topics: topics[..].into() };
+        let Said::Group { id } = home.ask(&Request::CreateGroup(create)) else { panic!("{name} is not made") };
+        let describe = DescribeGroup { name: &name, after: "", limit: 10 };
+        match other.ask(&Request::DescribeGroup(describe)) {
+            Said::Members(members) => assert!(members.is_empty()),
+            said => panic!("{name}: {said:?}"),
+        }
+        let create = CreateGroup { name: &format!("{name}-by-id"), topics: topics[..].into() };
+        let Said::Group { id: unheard } = home.ask(&Request::CreateGroup(create)) else { panic!("it is not made") };
+        for group in [id, unheard] {
+            let lag = GroupLag { group, topic, first_queue: QueueId(0), limit: 100 };
+            assert!(matches!(other.ask(&Request::GroupLag(lag)), Said::Lag(_)));
+        }
+    }
+    let unknown = DescribeGroup { name: "never-made", after: "", limit: 10 };
+    for client in [&mut home, &mut other] {
+        assert_code(&client.ask(&Request::DescribeGroup(unknown)), ErrorCode::UnknownGroup);
+    }
+    assert!(serving.stop().is_ok());
 }
