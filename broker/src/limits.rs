@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use peregrine_protocol::ids::Nanos;
-use peregrine_protocol::limits::IN_FLIGHT_MAX;
+use peregrine_protocol::limits::{IN_FLIGHT_MAX, MEMBER_QUEUES_MAX};
 
 /// One kibibyte, bytes.
 pub const KIB: usize = 1024;
@@ -76,8 +76,9 @@ pub const ROOM_WITHIN: Duration = Duration::from_millis(100);
 pub const BUSY_RETRY_AFTER: Duration = Duration::from_millis(20);
 /// Payload bytes of one fetch answer, unless its first batch alone is larger: it is made in memory.
 pub const FETCH_BYTES: u64 = 256 * KIB as u64;
-/// Subscriptions of one connection.
-pub const SUBSCRIPTIONS_PER_CONNECTION: usize = 4096;
+/// Subscriptions of one connection: all queues that a group's member may have, and as many that it is giving up and still
+/// acknowledges.
+pub const SUBSCRIPTIONS_PER_CONNECTION: usize = 2 * MEMBER_QUEUES_MAX;
 
 // --- Mesh ------------------------------------------------------------------------------------------------------------------
 

@@ -69,9 +69,9 @@ pub const GROUP_TOPICS_MAX: usize = 64;
 pub const GROUPS_PAGE_MAX: u32 = 128;
 /// Members in one page of a description: with a name of 127 and a client of 255 bytes each, 220 KiB, below [`FRAME_HEADER_MAX`].
 pub const MEMBERS_PAGE_MAX: u32 = 512;
-/// Queues of one member: 16 bytes each in an assignment, 4 MiB, below [`FRAME_MAX_DEFAULT`]. What a group has above that waits for
-/// another member.
-pub const MEMBER_QUEUES_MAX: usize = 262_144;
+/// Queues of one member, all of which may lie on one shard: half of what a broker lets one connection subscribe to. 16 bytes each
+/// in an assignment, 64 KiB, below [`FRAME_MAX_DEFAULT`]. What a group has above that has no holder until more members join.
+pub const MEMBER_QUEUES_MAX: usize = 4_096;
 /// Batches in flight of one producer in one queue; the broker remembers as many.
 pub const IN_FLIGHT_MAX: u64 = 64;
 /// Items of one page of a listing, and names of one metadata request.

@@ -30,6 +30,10 @@ use crate::engine::slice::Slice;
 pub struct Plan {
     levelling: Levelling,
     stage: Stage,
+    /// A queue has no holder, as all that want it are full.
+    is_short: bool,
+    /// A queue has moved since.
+    has_moved: bool,
 }
 
 /// What is done next.
@@ -60,7 +64,12 @@ enum Stage {
 
 impl Plan {
     pub fn new() -> Self {
-        Self { levelling: Levelling::default(), stage: Stage::Keep { topic: TopicId(0), queue: 0 } }
+        Self {
+            levelling: Levelling::default(),
+            stage: Stage::Keep { topic: TopicId(0), queue: 0 },
+            is_short: false,
+            has_moved: false,
+        }
     }
 
     // Members. All are added before the first step, in the order of their names.
@@ -124,7 +133,7 @@ impl Plan {
         Stage::RankMembers { next: 0 }
     }
 
-    /// A queue without a holder goes to the least filled that wants it.
+    /// A queue without a holder goes to the least filled that wants it, unless that is full.
     fn fill(&mut self, topic: u32, queue: u32, slice: &mut Slice) -> Stage {
         slice.spend(1);
         let Some(queues) = self.levelling.queues(topic) else {
@@ -135,10 +144,13 @@ impl Plan {
         }
         if self.levelling.is_free(topic, queue)
             && let Some(least) = self.levelling.least_wanting(topic)
-            && (least as usize) < MEMBER_QUEUES_MAX
         {
-            let member = self.levelling.choose(topic, queue, least);
-            self.levelling.give(topic, queue, member, slice);
+            if (least as usize) < MEMBER_QUEUES_MAX {
+                let member = self.levelling.choose(topic, queue, least);
+                self.levelling.give(topic, queue, member, slice);
+            } else {
+                self.is_short = true;
+            }
         }
         Stage::Fill { topic, queue: queue + 1 }
     }
@@ -151,8 +163,14 @@ impl Plan {
         match self.levelling.fullest(below) {
             // What moved below may have made room for those who were stuck.
             None if moved_since_stuck => Stage::Level { below: None, moved_since_stuck: false },
+            // Where members are full, what moved may have made room for queues that nobody could take.
+            None if self.is_short && self.has_moved => {
+                (self.is_short, self.has_moved) = (false, false);
+                Stage::Fill { topic: 0, queue: 0 }
+            }
             None => Stage::Done,
             Some((_, member)) if self.levelling.pass_on(member, slice) => {
+                self.has_moved = true;
                 Stage::Level { below, moved_since_stuck: moved_since_stuck || below.is_some() }
             }
             stuck => Stage::Level { below: stuck, moved_since_stuck },

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use peregrine_protocol::ids::{MemberId, QueueId, TopicId};
+use peregrine_protocol::limits::MEMBER_QUEUES_MAX;
 use proptest::prelude::*;
 
 use crate::engine::group::assignment::{Assignment, Candidate, MemberHash};
@@ -186,6 +187,24 @@ fn changes(topics: u64) -> impl Strategy<Value = Vec<Change>> {
         1 => (0usize..topics as usize, 0u32..20).prop_map(|(topic, queues)| Change::Queues(topic, queues)),
     ];
     prop::collection::vec(change, 1..40)
+}
+
+/// A broker serves nobody from more than that over one connection, and nobody was told of what stood still.
+#[test]
+fn nobody_holds_more_than_it_can_be_served_from() {
+    const FULL: usize = MEMBER_QUEUES_MAX;
+    let queues = [2 * FULL as u32 + 1];
+    let alone = next(&Assignment::default(), &alike(1), &queues);
+    assert_eq!(counts(&alone, &alike(1)), [FULL]);
+    let two = next(&alone, &alike(2), &queues);
+    assert_eq!(counts(&two, &alike(2)), [FULL, FULL]);
+    assert_eq!(moved(&alone, &two), []);
+    let three = next(&two, &alike(3), &queues);
+    assert_eq!(sorted(counts(&three, &alike(3))), [2731, 2731, 2731]);
+    // What both want goes to the second one until the first has room for what it alone wants; two that are even end that.
+    let unlike = [member(1, &[1, 2]), member(2, &[1])];
+    let made = next(&Assignment::default(), &unlike, &[FULL as u32, FULL as u32]);
+    assert_eq!(counts(&made, &unlike), [FULL, FULL - 1]);
 }
 
 /// What must hold of any assignment.
