@@ -263,7 +263,7 @@ impl Engine {
         now: Nanos,
     ) -> Result<CatalogueDecision<Group>, Refusal> {
         self.check_home_writes()?;
-        self.catalogue.decide_create_group(name, topics, self.store_time_at(now))
+        self.catalogue.decide_create_group(name, topics, now, self.store_time_at(now))
     }
 
     /// With an id, only the group of that id. Whether it still has members is not looked at: its home shard knows.

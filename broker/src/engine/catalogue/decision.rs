@@ -91,10 +91,12 @@ impl Catalogue {
         }
     }
 
+    /// `now` is the wall clock, and `time` the store time.
     pub fn decide_create_group(
         &self,
         name: &str,
         topics: &[(TopicId, StartAt)],
+        now: Nanos,
         time: Nanos,
     ) -> Result<CatalogueDecision<Group>, Refusal> {
         check_name(name).map_err(|_| Refusal::InvalidName)?;
@@ -111,7 +113,7 @@ impl Catalogue {
         let made = || Group { id: GroupId(self.next_id().0), name: name.into(), created: time, topics: Vec::new() };
         let mut group = known.cloned().unwrap_or_else(made);
         for &(topic, start) in topics {
-            group.add(topic, GroupStart::asked(start, time));
+            group.add(topic, GroupStart::asked(start, now));
         }
         let fill = self.fill(self.queues_of(&group));
         match known {

@@ -1,9 +1,9 @@
 //! How a group's place in a queue moves: decided on acknowledgements and resets, and applied from their entries.
 //!
 //! ```text
-//!   decide_begin ──► the place is fixed when the queue is first handed to a member
-//!   decide_ack   ──► it goes on, never back, never beyond what was delivered
-//!   decide_reset ──► it goes wherever somebody wants it
+//!   next_beginning ─► the place is fixed when the queue is first handed to a member (`turns`)
+//!   decide_ack ─────► it goes on, never back, never beyond what was delivered
+//!   decide_reset ───► it goes wherever somebody wants it
 //!                      └─► OffsetEntry ─► log.append ─► apply: everything is checked before anything moves
 //! ```
 //!
@@ -59,24 +59,6 @@ impl Engine {
     pub fn group_place(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Result<GroupPlace, Refusal> {
         let start = self.check_group_queue(group, topic, queue)?;
         Ok(self.with_queue(QueueKey { topic, queue }, |queue| place_of(queue, group, start)))
-    }
-
-    /// Before a queue is handed to a member: the group's place, and the entry that fixes it where it has none. Nobody waits for
-    /// that entry: what a crash takes of it, it takes of the messages behind it too.
-    pub fn decide_begin(
-        &self,
-        group: GroupId,
-        topic: TopicId,
-        queue: QueueId,
-        now: Nanos,
-    ) -> Result<(GroupPlace, Option<OffsetEntry>), Refusal> {
-        let place = self.group_place(group, topic, queue)?;
-        if place.is_committed || self.is_poisoned() {
-            return Ok((place, None));
-        }
-        let GroupPlace { epoch, offset, .. } = place;
-        let row = OffsetRow { group, queue: QueueKey { topic, queue }, reset: false, epoch, offset };
-        Ok((place, Some(row.entry(self.offset_level(), self.store_time_at(now)))))
     }
 
     /// Decides on an acknowledgement at `now`, the wall clock.

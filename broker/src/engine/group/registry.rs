@@ -25,12 +25,13 @@ pub enum GroupStart {
 }
 
 impl GroupStart {
-    /// What a request asks for that is decided at `time`. "Latest" becomes that instant: the same in every queue, whenever the
-    /// group first reads it, and in queues that are added later.
-    pub fn asked(start: StartAt, time: Nanos) -> Self {
+    /// What a request asks for that is decided at `now`. "Latest" becomes that instant: the same in every queue, whenever the
+    /// group first reads it, and in queues that are added later. It is the wall clock's, which all shards have in common: the store
+    /// time of shard 0 may be ahead of another shard's, whose next messages would not be the group's.
+    pub fn asked(start: StartAt, now: Nanos) -> Self {
         match start {
             StartAt::Earliest => Self::Earliest,
-            StartAt::Latest => Self::Time(time),
+            StartAt::Latest => Self::Time(now),
             StartAt::Time(instant) => Self::Time(instant),
             StartAt::Offset { offset, .. } => Self::Offset(offset),
         }

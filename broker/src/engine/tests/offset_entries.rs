@@ -146,8 +146,7 @@ fn ten_thousand_idle_groups_of_eight_queues_take_less_than_a_kibibyte_each() {
         bench.change(bench.engine.decide_create_group(&name, &[(TOPIC, StartAt::Earliest)], bench.now));
         bench.harden();
         for queue in 0..8 {
-            let begun = bench.engine.decide_begin(GroupId(group + 2), TOPIC, QueueId(queue), bench.now);
-            let Ok((_, Some(entry))) = begun else { panic!("{begun:?}") };
+            let entry = bench.begin(GroupId(group + 2), TOPIC, QueueId(queue)).expect("it has no place yet");
             bench.append_offset(&entry);
         }
         bench.log.clear();

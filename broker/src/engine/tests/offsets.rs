@@ -1,7 +1,7 @@
 //! Where groups stand in queues: what moves a place, what refuses to, what a crash and a deletion leave of it.
 
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
-use peregrine_protocol::ids::{GroupId, QueueOffset};
+use peregrine_protocol::ids::{GroupId, MemberId, QueueOffset};
 
 use super::*;
 
@@ -24,6 +24,18 @@ impl Bench {
 
     pub fn append_offset(&mut self, entry: &OffsetEntry) -> EntryHeader {
         self.append(&entry.draft, entry.payload.to_vec())
+    }
+
+    /// A member comes, is served from the queue and goes: what writes down where the group begins there, if anything has to.
+    pub fn begin(&mut self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<OffsetEntry> {
+        let (member, owner, credit) = (MemberId(1), ReaderOwner(1 << 20), Credit { messages: 0, bytes: 0 });
+        self.engine.assign(group, 1, &[(topic, queue, member)], &[], self.now);
+        let (id, _) = self.engine.subscribe_group(owner, group, member, topic, queue, credit).ok()?;
+        let entry = self.engine.next_beginning(self.now);
+        self.engine.unsubscribe(owner, id).expect("it is the owner's");
+        // Nobody is left: the next assignment may be the first again.
+        self.engine.assign(group, 2, &[], &[member], self.now);
+        entry
     }
 
     /// Acknowledges in queue 0 all below (epoch, offset), of which everything was delivered; the place that is answered.
@@ -128,14 +140,12 @@ fn check_start(start: StartAt, made_at: u64, expected: u64) {
     }
     let place = bench.engine.group_place(GROUP, TOPIC, QueueId(0)).expect("group and queue are there");
     assert_eq!((place.offset.0, place.is_committed), (expected, false), "{start:?} made at {made_at}");
-    let (begun, entry) = bench.engine.decide_begin(GROUP, TOPIC, QueueId(0), bench.now).expect("it may begin");
-    let entry = entry.expect("it has no place yet");
-    assert_eq!((begun, entry.offset), (place, place.offset));
+    let entry = bench.begin(GROUP, TOPIC, QueueId(0)).expect("it has no place yet");
+    assert_eq!((entry.epoch, entry.offset), (place.epoch, place.offset));
     bench.append_offset(&entry);
     bench.harden();
     assert_eq!(bench.place(), (u64::from(expected > 0), expected, true), "a place that was begun at stays");
-    let again = bench.engine.decide_begin(GROUP, TOPIC, QueueId(0), bench.now).expect("it may begin");
-    assert_eq!((again.0.offset, again.1), (place.offset, None));
+    assert_eq!(bench.begin(GROUP, TOPIC, QueueId(0)), None);
 }
 
 #[test]
@@ -159,11 +169,35 @@ fn a_group_begins_where_it_was_asked_to() {
 fn what_a_first_member_had_and_lost_is_not_skipped_though_the_clock_was_ahead() {
     // "Latest" of a group that was made while the clock of its home was a minute ahead of what this queue's shard has now.
     let mut bench = Bench::with_group(1, StartAt::Time(Nanos::from_secs(1_700_000_060)));
-    let (_, entry) = bench.engine.decide_begin(GROUP, TOPIC, QueueId(0), bench.now).expect("it may begin");
-    bench.append_offset(&entry.expect("it has no place yet"));
+    let entry = bench.begin(GROUP, TOPIC, QueueId(0)).expect("it has no place yet");
+    bench.append_offset(&entry);
     bench.store(0, 3, Synced);
     bench.harden();
     assert_eq!(bench.place(), (0, 0, true));
+}
+
+/// "Latest" was shard 0's store time, which stays where it was when the clock is set back: what a shard that had stored nothing
+/// since then stored next was not the group's.
+#[test]
+fn what_is_stored_after_a_group_was_made_is_the_groups_though_the_clock_was_set_back() {
+    let two = EngineOptions { shards: 2, ..ONE_SHARD };
+    let mut home = Bench::empty(two);
+    home.create("t", 8);
+    home.now.0 -= Nanos::from_secs(60).0;
+    home.create_group("g", &[(TOPIC, StartAt::Latest)]);
+    let mut owner = Bench::empty(EngineOptions { shard: ShardId(1), ..two });
+    for about in [CatalogueId::Topic(TOPIC), CatalogueId::Group(GROUP)] {
+        owner.engine.catalogue_changed(&home.engine.catalogue_state(about));
+    }
+    let mut queues = (0..8).filter(|&queue| owner.engine.look_up(TOPIC, QueueId(queue), StartAt::Latest).is_ok());
+    let queue = queues.next().expect("one of eight is the shard's");
+    for seconds in [1, 2] {
+        owner.now = home.now + Nanos::from_secs(seconds).0;
+        owner.store(queue, 1, Synced);
+    }
+    owner.harden();
+    let place = owner.engine.group_place(GROUP, TOPIC, QueueId(queue)).expect("group and queue are there");
+    assert_eq!((place.offset, place.visible_end), (QueueOffset(0), QueueOffset(2)));
 }
 
 #[test]
@@ -226,7 +260,13 @@ fn a_poisoned_shard_moves_no_place_and_still_says_where_groups_stand() {
     assert_eq!(bench.ack(Epoch::ANY, 1), Err(Refusal::Poisoned), "perhaps it is not on the disk");
     assert_eq!(bench.reset(StartAt::Earliest), Err(Refusal::Poisoned));
     assert_eq!(bench.place(), (1, 1, true));
-    assert_eq!(bench.engine.decide_begin(GROUP, TOPIC, QueueId(0), bench.now).map(|(_, entry)| entry), Ok(None));
+}
+
+#[test]
+fn a_poisoned_shard_writes_no_beginning_down() {
+    let mut bench = Bench::with_group(1, StartAt::Earliest);
+    bench.engine.on_poisoned();
+    assert_eq!(bench.begin(GROUP, TOPIC, QueueId(0)), None);
 }
 
 #[test]
@@ -292,11 +332,9 @@ fn a_deletion_leaves_nothing_of_a_group_or_topic_behind() {
     let pin_all = |bench: &mut Bench| {
         for group in bench.engine.groups_after(None).map(|group| group.id).collect::<Vec<_>>() {
             for (topic, queue) in [(1, 0), (1, 1), (3, 0), (3, 1)] {
-                let Ok((_, Some(entry))) = bench.engine.decide_begin(group, TopicId(topic), QueueId(queue), bench.now)
-                else {
-                    continue;
-                };
-                bench.append_offset(&entry);
+                if let Some(entry) = bench.begin(group, TopicId(topic), QueueId(queue)) {
+                    bench.append_offset(&entry);
+                }
             }
         }
         bench.harden();
