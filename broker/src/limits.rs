@@ -169,8 +169,6 @@ pub const MEMBERS_MAX: usize = 65_536;
 pub const GROUP_SETTLED_AFTER: Nanos = Nanos::from_millis(300);
 /// And at most this long after the first join.
 pub const GROUP_SETTLED_WITHIN: Nanos = Nanos::from_secs(3);
-/// How long a member that loses a queue to another may still acknowledge what it was handed of it.
-pub const GROUP_DRAIN: Nanos = Nanos::from_secs(5);
 /// Stretches of one queue whose messages were handed out a different number of times and not acknowledged, 16 bytes each. One is
 /// made where a consumer ends before it got as far as the one before it; above this many, the two furthest count as one.
 pub const ATTEMPT_STEPS_MAX: usize = 8;
@@ -179,5 +177,5 @@ pub const ATTEMPT_STEPS_MAX: usize = 8;
 
 /// The shortest silence of a group's member: three of the sweeper's ticks, which find it.
 pub const GROUP_SILENCE_MIN: Duration = Duration::from_millis(300);
-/// The longest silence and grace: a queue that stands still for longer is an outage.
+/// The longest silence, grace and drain: a queue that stands still for longer is an outage.
 pub const GROUP_TIME_MAX: Duration = Duration::from_secs(3600);

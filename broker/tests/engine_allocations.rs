@@ -86,7 +86,12 @@ impl Run {
 
 #[test]
 fn a_message_allocates_nothing_but_its_share_of_the_index() {
-    let mut engine = Engine::new(EngineOptions { shard: HOME, shards: 1, memory_level: MemoryLevel::Kept });
+    let mut engine = Engine::new(EngineOptions {
+        shard: HOME,
+        shards: 1,
+        memory_level: MemoryLevel::Kept,
+        group_drain: Nanos::ZERO,
+    });
     engine.recovered(LogPosition(0));
     let Ok(CatalogueDecision::Append { draft, payload }) = engine.decide_create("t", QUEUES as u32, Nanos(1)) else {
         panic!("a new topic")

@@ -68,13 +68,15 @@ pub struct Flush {
     pub memory_bytes: u64,
 }
 
-/// How the homes of consumer groups treat their members.
+/// How consumer groups treat their members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupTimes {
     /// A member that is not heard of for so long is treated as if its connection were lost.
     pub silence: Nanos,
     /// How long a lost member keeps its queues; 0: not at all.
     pub grace: Nanos,
+    /// How long a member may acknowledge what it was handed of a queue that moves to another; 0: not at all.
+    pub drain: Nanos,
 }
 
 impl GroupTimes {

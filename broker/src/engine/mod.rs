@@ -91,6 +91,8 @@ pub struct EngineOptions {
     /// Shards of the broker, this one included.
     pub shards: u16,
     pub memory_level: MemoryLevel,
+    /// How long a member that loses a queue to another may still acknowledge what it was handed of it.
+    pub group_drain: Nanos,
 }
 
 /// How much an engine holds, for `peregrine stats shards`.

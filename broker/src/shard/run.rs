@@ -221,7 +221,12 @@ async fn recover(
         (None, WithoutTmpfs::Raise) => MemoryLevel::Raised,
         (None, WithoutTmpfs::Refuse) => MemoryLevel::Refused,
     };
-    let mut engine = Engine::new(EngineOptions { shard: id, shards: settings.shards, memory_level });
+    let mut engine = Engine::new(EngineOptions {
+        shard: id,
+        shards: settings.shards,
+        memory_level,
+        group_drain: settings.groups.drain,
+    });
     if id != HOME {
         engine.install_catalogue(startup.catalogue().await.ok_or(RunError::Aborted)?);
     }

@@ -12,7 +12,7 @@ use peregrine_protocol::ids::{Epoch, LogPosition, Nanos, ShardId};
 use super::catalogue::KnownCatalogue;
 use super::configuration::Configuration;
 use super::fault::Fault;
-use super::group::{Consumers, GroupSettings};
+use super::group::{Consumers, GROUP_DRAIN, GroupSettings};
 use super::incident::Incident;
 use super::ledger::{BatchMark, Ledger};
 use super::process::{Found, Shard};
@@ -253,7 +253,7 @@ impl Simulation {
             let options = LogOptions { accept_loss: self.accepts_loss, discard_ring, ..options };
             self.let_strike(&options.faults, shard);
             let memory_level = Configuration::memory_level(self.rings);
-            let engine = EngineOptions { shard: ShardId(shard), shards, memory_level };
+            let engine = EngineOptions { shard: ShardId(shard), shards, memory_level, group_drain: GROUP_DRAIN };
             let snapshot = process.shards.first().map(|home| home.engine.catalogue_snapshot());
             let started = Shard::start(&self.machine, options, engine, |engine| {
                 if let Some(snapshot) = snapshot {

@@ -56,7 +56,7 @@ impl Draft {
             message_max: None,
             frame_max: None,
             flush: Flush { depth: 0, age: Nanos::ZERO, max_bytes: 0, memory_wait: Nanos::ZERO, memory_bytes: 0 },
-            groups: GroupTimes { silence: Nanos::ZERO, grace: Nanos::ZERO },
+            groups: GroupTimes { silence: Nanos::ZERO, grace: Nanos::ZERO, drain: Nanos::ZERO },
             log: LogSettings::default(),
             accept_loss: false,
             discard_rings: Vec::new(),

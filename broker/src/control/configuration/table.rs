@@ -260,6 +260,19 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     Row {
+        key: "group_drain",
+        value: Some("TIME"),
+        default: Some("5s"),
+        help: "How long a consumer may acknowledge what it was handed of a queue that moves to another, up to 1h; 0s takes it at once.",
+        reason: "Work on a few messages ends within it and none is done twice; longer, and a stuck consumer holds its queue up.",
+        take: |draft, text| {
+            let drain = time(text)?;
+            draft.groups.drain = drain.into();
+            if drain <= GROUP_TIME_MAX { Ok(()) } else { Err("at most 1h".to_owned()) }
+        },
+        ..ROW
+    },
+    Row {
         key: "log_filter",
         value: Some("FILTER"),
         default: Some("info"),

@@ -3,7 +3,9 @@ use std::io::Write;
 
 use super::table::TABLE;
 use super::*;
-use crate::control::settings::{Idle, TestFault};
+use peregrine_protocol::ids::Nanos;
+
+use crate::control::settings::{GroupTimes, Idle, TestFault};
 
 fn parsed(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Command, String> {
     let arguments = ["peregrine-broker"].iter().chain(arguments).map(Into::into);
@@ -110,6 +112,17 @@ fn what_is_wrong_is_named_with_its_source() {
         writeln!(file, "{content}").unwrap();
         let path = file.path().to_str().unwrap();
         refused(parsed(&["--data=/d", "--config", path], &[]), &[path, word]);
+    }
+}
+
+#[test]
+fn how_long_groups_wait_for_their_members_is_what_was_said() {
+    let said = ["--group-silence=3s", "--group-grace=0s", "--group-drain=200ms"];
+    let (silence, grace, drain) = (Nanos::from_secs(3), Nanos::ZERO, Nanos::from_millis(200));
+    assert_eq!(settled(&said).unwrap().groups, GroupTimes { silence, grace, drain });
+    assert_eq!(settled(&[]).unwrap().groups.drain, Nanos::from_secs(5));
+    for setting in ["--group-silence=3601s", "--group-grace=3601s", "--group-drain=3601s"] {
+        refused(parsed(&["--data=/d", setting], &[]), &[setting.split('=').next().unwrap(), "1h"]);
     }
 }
 

@@ -241,7 +241,7 @@ impl Engine {
                 if undrained || self.readers.delivered_end(reader) <= self.place_in(share) {
                     self.end_turn(share, ErrorCode::NotHolder);
                 } else {
-                    self.holders.begin_drain(share, followed.since + limits::GROUP_DRAIN.0);
+                    self.holders.begin_drain(share, followed.since + self.options.group_drain.0);
                     self.readers.revoke(reader, &mut self.queues);
                 }
             }

@@ -5,7 +5,7 @@ use peregrine_protocol::ids::DurableLevel::Synced;
 
 use super::*;
 
-const COPY: EngineOptions = EngineOptions { shard: ShardId(1), shards: 2, memory_level: MemoryLevel::Kept };
+const COPY: EngineOptions = EngineOptions { shard: ShardId(1), shards: 2, ..ONE_SHARD };
 const HOME_OF_TWO: EngineOptions = EngineOptions { shard: HOME, ..COPY };
 
 /// Asks a bench for one change and says what came of it: the entry's topic, `Done`, `After`, or the refusal.

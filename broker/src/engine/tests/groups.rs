@@ -7,7 +7,7 @@ use peregrine_protocol::limits::GROUP_TOPICS_MAX;
 use super::*;
 use crate::engine::group::GroupChange;
 
-const COPY: EngineOptions = EngineOptions { shard: ShardId(1), shards: 2, memory_level: MemoryLevel::Kept };
+const COPY: EngineOptions = EngineOptions { shard: ShardId(1), shards: 2, ..ONE_SHARD };
 const HOME_OF_TWO: EngineOptions = EngineOptions { shard: HOME, ..COPY };
 
 /// Asks a bench for one change of a topic or of a group and says what came of it: the entry's object, `done`, `after`, or the

@@ -30,7 +30,8 @@ struct Bench {
     now: Nanos,
 }
 
-const ONE_SHARD: EngineOptions = EngineOptions { shard: HOME, shards: 1, memory_level: MemoryLevel::Kept };
+const ONE_SHARD: EngineOptions =
+    EngineOptions { shard: HOME, shards: 1, memory_level: MemoryLevel::Kept, group_drain: Nanos::from_secs(5) };
 
 /// The first topic that [`Bench::new`] makes.
 const TOPIC: TopicId = TopicId(1);

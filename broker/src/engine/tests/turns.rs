@@ -12,7 +12,7 @@ use super::*;
 const GROUP: GroupId = GroupId(2);
 const A: u64 = 1;
 const B: u64 = 2;
-const DRAIN: Nanos = crate::limits::GROUP_DRAIN;
+const DRAIN: Nanos = ONE_SHARD.group_drain;
 
 /// What the shard was given to do for members' subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

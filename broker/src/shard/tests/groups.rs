@@ -230,7 +230,8 @@ fn a_member_that_comes_gets_half_of_the_queues_once_the_first_is_done_with_them(
 #[test]
 fn a_lost_member_keeps_its_queues_for_the_grace_time_and_a_name_has_one_bearer() {
     let (data, rings) = directories();
-    let groups = GroupTimes { silence: Nanos::from_secs(10), grace: Nanos::from_millis(500) };
+    let (silence, grace, drain) = (Nanos::from_secs(10), Nanos::from_millis(500), Nanos::from_secs(5));
+    let groups = GroupTimes { silence, grace, drain };
     let scene = Scene::new(&Settings { groups, ..settings(data.path(), rings.path(), 2) });
     let mut lost = scene.join("a");
     lost.assigned(4).iter().for_each(|&queue| lost.subscribe(queue));

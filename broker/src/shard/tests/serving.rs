@@ -53,7 +53,7 @@ pub fn settings(data: &Path, rings: &Path, shards: u16) -> Settings {
             memory_wait: Nanos::from_millis(1),
             memory_bytes: 256 << 10,
         },
-        groups: GroupTimes { silence: Nanos::from_secs(10), grace: Nanos::from_secs(10) },
+        groups: GroupTimes { silence: Nanos::from_secs(10), grace: Nanos::from_secs(10), drain: Nanos::from_secs(5) },
         accept_loss: false,
         discard_rings: Vec::new(),
         test_faults: Vec::new(),

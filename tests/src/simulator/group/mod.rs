@@ -40,6 +40,9 @@ use super::violation::Violation;
 /// Connections of members, as owners of subscriptions; those below are readers.
 const FIRST_CONNECTION: u64 = 1 << 32;
 
+/// How long a member may acknowledge what it was handed of a queue that moves on.
+pub const GROUP_DRAIN: Nanos = Nanos::from_secs(5);
+
 /// How a seed's groups are treated.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupSettings {

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use peregrine_broker::engine::{BatchPlace, GroupStart, ReaderOwner};
-use peregrine_broker::limits::{ATTEMPT_STEPS_MAX, GROUP_DRAIN};
+use peregrine_broker::limits::ATTEMPT_STEPS_MAX;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{MemberId, Nanos, QueueId, QueueOffset, SubscriptionId, TopicId};
 
 use super::book::check_start;
 use super::{GroupLedger, Share};
+use crate::simulator::group::GROUP_DRAIN;
 use crate::simulator::group::wire::Assigned;
 use crate::simulator::ledger::Ledger;
 use crate::simulator::reader::check_visible;
