@@ -13,7 +13,8 @@ use peregrine_protocol::message::{
     Answer, CreateGroup, GroupTopic, JoinGroup, Produce, ProduceHead, Request, ResetOffset, Start, Subscribe,
     Unsubscribe,
 };
-use peregrine_tests::broker::Settings;
+use peregrine_tests::broker::{Settings, eventually};
+use peregrine_tests::connection::Connection;
 use peregrine_tests::wire::{Heard, Wire, batch_of, produce_head, whole};
 
 const TOPIC: &str = "turns";
@@ -125,8 +126,13 @@ fn a_queue_that_is_given_back_on_a_quiet_shard_reaches_the_next_member() {
         _ => None,
     });
     assert_eq!(subscription, subscriptions[moved.0 as usize]);
-    // Time itself: a log writes its mark when it has been quiet, and what wakes the shard for that would hide the failure.
-    std::thread::sleep(Duration::from_millis(1500));
+    // A log writes its mark when it has been quiet, and what wakes the shard for that would hide the failure.
+    let mut observer = Connection::open(broker.address(), None);
+    eventually("all that the logs hold is durable and marked", WITHIN, || {
+        let figures = observer.shard_statistics();
+        let shards = figures["shards"].as_array().expect("a list of shards");
+        shards.iter().all(|shard| shard["published"] == shard["durable"] && shard["durable"] == shard["marked"])
+    });
     first.wire.request(&Request::Unsubscribe(Unsubscribe { subscription }));
     second.delivered(BEFORE_THE_DRAIN_ENDS);
 }

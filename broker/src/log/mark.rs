@@ -143,7 +143,6 @@ impl MarkKeeper {
         }
     }
 
-    #[cfg(test)]
     /// The durable position that the last written mark, or the identity before it, states.
     pub fn marked(&self) -> LogPosition {
         self.marked

@@ -179,6 +179,28 @@ async fn handlers_run_side_by_side_and_one_at_a_time_of_each_queue() {
 }
 
 #[tokio::test]
+async fn a_handler_s_panic_is_run_s_and_its_message_comes_again() {
+    let (broker, client) = broker_with("t", 1, 1).await;
+    let producer = client.producer("t").build().await.expect("built");
+    spread_numbers(&producer, 0..3, 1).await;
+    let mut it = consumer(&client, "one").await;
+    let runs = tokio::spawn(async move {
+        let handler = |message: Delivery| async move { assert_ne!(number(&message), 1, "the second one") };
+        it.run(2, handler).await
+    });
+    let ended = runs.await.expect_err("the handler's panic");
+    let words = ended.into_panic().downcast::<String>().expect("an assertion's words");
+    assert!(words.contains("the second one"), "{words}");
+    // The panic took the consumer with it, and nothing behind the message that it was about.
+    let mut second = consumer(&client, "two").await;
+    let again = next(&mut second).await;
+    assert_eq!((number(&again), again.attempt), (1, 2));
+    assert_eq!(number(&next(&mut second).await), 2);
+    second.close().await.expect("left");
+    assert_eq!(committed(&broker, 1), [3]);
+}
+
+#[tokio::test]
 async fn a_consumer_outlives_the_broker() {
     let (broker, client) = broker_with("t", 2, 2).await;
     let producer = client.producer("t").build().await.expect("built");

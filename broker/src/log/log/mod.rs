@@ -173,6 +173,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         self.ring.durable()
     }
 
+    /// As far as a mark, or this run's own segment, says that it was durable.
+    pub fn marked(&self) -> LogPosition {
+        self.marks.marked()
+    }
+
     /// The end of what is appended or reserved; the next entry stands here or, behind a pad, higher.
     pub fn tail(&self) -> LogPosition {
         self.ring.tail()

@@ -1,8 +1,9 @@
 //! Consumer groups over sockets, with shards on two executors: homes, owners of queues, and members that come and go.
 
 use super::directories;
+use super::room::switch;
 use super::serving::{Client, Said, Serving, batch, head, serve, settings};
-use crate::control::settings::{GroupTimes, Settings, TestFault};
+use crate::control::settings::{GroupTimes, Settings, Switch, TestFault, WithoutTmpfs};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{
     DurableLevel, Epoch, GroupId, MemberId, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId,
@@ -11,8 +12,9 @@ use peregrine_protocol::message::{
     Ack, CreateGroup, DeleteGroup, DescribeGroup, GroupLag, GroupTopic, Heartbeat, JoinGroup, LeaveGroup, Mode,
     Produce, Request, ResetOffset, Start, Subscribe, Unsubscribe,
 };
-use peregrine_protocol::placement::group_home;
+use peregrine_protocol::placement::{group_home, shard_of_queue};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 const QUEUES: u32 = 4;
 
@@ -343,4 +345,41 @@ fn a_shard_that_missed_the_news_of_a_group_asks_for_it_by_name_and_by_id() {
         assert_code(&client.ask(&Request::DescribeGroup(unknown)), ErrorCode::UnknownGroup);
     }
     assert!(serving.stop().is_ok());
+}
+
+/// An acknowledgement that says nothing new adds nothing to the log, but its answer waits like any other.
+#[test]
+fn acknowledgements_that_are_repeated_wait_in_no_more_places_than_there_are() {
+    const PLACES: usize = 4;
+    const ACKS: usize = 7;
+    let (data, rings) = directories();
+    // Without a ring that survives, acknowledgements wait for a flush.
+    let mut settings =
+        Settings { ring_directory: None, without_tmpfs: WithoutTmpfs::Raise, ..settings(data.path(), rings.path(), 2) };
+    let held = switch(false);
+    settings.test_faults = vec![TestFault::HoldFlushesWhile(Switch(held)), TestFault::AcknowledgementPlaces(PLACES)];
+    let mut scene = Scene::new(&settings);
+    let mut member = scene.join("a");
+    member.assigned(4).iter().for_each(|&queue| member.subscribe(queue));
+    member.received(4);
+    held.store(true, Ordering::Relaxed);
+    // One that lies on the connection's own shard.
+    let here = |queue: &u32| shard_of_queue("orders", QueueId(*queue), 2) == ShardId(1);
+    let queue = (0..QUEUES).find(here).expect("half of the queues");
+    let ack = Ack { subscription: member.subscriptions[&queue], epoch: Epoch::ANY, offset: QueueOffset(1) };
+    for _ in 0..ACKS {
+        member.client.send(&Request::Ack(ack));
+    }
+    for _ in PLACES..ACKS {
+        assert_code(&member.client.receive().1, ErrorCode::Busy);
+    }
+    held.store(false, Ordering::Relaxed);
+    // It lets the shard see that.
+    scene.produce(queue);
+    for _ in 0..PLACES {
+        let said = member.client.receive().1;
+        assert!(matches!(said, Said::Acked { offset: QueueOffset(1) }), "{said:?}");
+    }
+    member.acks(queue, 1);
+    assert!(scene.serving.stop().is_ok());
 }
