@@ -7,13 +7,14 @@ use peregrine_protocol::entry::{EntryHeader, EntryKind};
 use peregrine_protocol::ids::{
     Epoch, GroupId, LogPosition, Nanos, ProducerEpoch, QueueId, QueueOffset, Sequence, TopicId,
 };
+use peregrine_protocol::limits::QUEUES_PER_TOPIC_MAX;
 
 use super::catalogue::{CatalogueChange, CatalogueChangeError, CatalogueId};
 use super::group::OffsetsError;
 use super::index::IndexEntry;
 use super::producer::{BatchSequence, ProducerState, Remembered};
 use super::queue::{Queue, QueueKey};
-use super::{Engine, Phase};
+use super::{Engine, Phase, Topic, TopicState};
 
 /// What an entry did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,9 +131,23 @@ impl Engine {
         }
     }
 
+    /// What is there of a queue proves that its topic had so many, where the change that said so may have been lost in a hole that
+    /// was accepted. To pass over its entries would not do: altered again, the topic would have them back, before other ones.
+    pub(super) fn mend_queues(&mut self, key: QueueKey) {
+        if self.phase == Phase::Recovering
+            && self.catalogue.is_lossy()
+            && let Some(topic) = self.catalogue.get(key.topic)
+            && (topic.queues..QUEUES_PER_TOPIC_MAX).contains(&key.queue.0)
+        {
+            let topic = Topic { queues: key.queue.0 + 1, ..topic.clone() };
+            self.catalogue.set(&TopicState::Live(topic).into());
+        }
+    }
+
     fn apply_batch(&mut self, header: &EntryHeader) -> Result<Applied, ApplyErrorReason> {
         let (topic, queue) = (header.topic, header.queue);
         self.catalogue.raise_highest(topic);
+        self.mend_queues(QueueKey { topic, queue });
         if !self.check_stored_queue(topic, queue)? {
             return Ok(Applied::Skipped);
         }

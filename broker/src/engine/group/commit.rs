@@ -163,6 +163,7 @@ impl Engine {
         for row in rows.iter() {
             self.catalogue.raise_highest(row.group);
             self.catalogue.raise_highest(row.queue.topic);
+            self.mend_queues(row.queue);
             self.check_row(header, &row)?;
         }
         for row in rows.iter() {

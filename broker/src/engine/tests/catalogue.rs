@@ -265,6 +265,21 @@ fn changes_behind_an_accepted_hole_count_by_themselves() {
     check_hole(&requests, &[3], "3 b 1");
 }
 
+/// Before, the first batch in a queue that a lost alteration had added was damage, and the shard did not start.
+#[test]
+fn queues_that_a_lost_alteration_added_are_known_by_their_batches() {
+    let mut bench = Bench::new(1);
+    ask(&mut bench, "alter t 4");
+    bench.harden();
+    let header = bench.store(2, 1, Synced);
+    let mut engine = replay(ONE_SHARD, &bench.log[..1]);
+    engine.accept_hole();
+    assert!(matches!(engine.apply(&header, &[]), Ok(Applied::Batch { .. })));
+    engine.recovered(bench.end);
+    assert_eq!(engine.look_up(TOPIC, QueueId(2), StartAt::Latest).map(|place| place.visible_end.0), Ok(1));
+    assert_eq!(engine.topic_named("t").map(|topic| topic.queues), Some(3));
+}
+
 #[test]
 fn batches_of_a_topic_that_a_hole_took_are_skipped_in_every_shard() {
     let (mut home, mut copy) = home_and_copy();
