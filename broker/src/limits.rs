@@ -173,6 +173,18 @@ pub const GROUP_SETTLED_WITHIN: Nanos = Nanos::from_secs(3);
 /// made where a consumer ends before it got as far as the one before it; above this many, the two furthest count as one.
 pub const ATTEMPT_STEPS_MAX: usize = 8;
 
+// --- Engine: checkpoints ---------------------------------------------------------------------------------------------------
+
+/// Places of groups in one record of a checkpoint: 128 × 32 bytes, so that a slice goes beyond its budget by 4 KiB at most. (The
+/// records of a queue, with 16 bytes for each start that wrote to it, a chunk of 64 batches, a producer's 64 batches and a group's
+/// 64 topics are as large or smaller.)
+pub const CHECKPOINT_RECORD_PLACES: usize = 128;
+/// Ranges of deleted ids in one record of a checkpoint: 256 × 16 bytes, 4 KiB as well.
+pub const CHECKPOINT_RECORD_RANGES: usize = 256;
+/// What looking at one thing costs of a slice's budget where less is written: a slice of 16 KiB looks at no more than 512 slots
+/// of queues that are empty.
+pub const CHECKPOINT_LOOK: usize = 32;
+
 // --- Groups, as an operator may set them ----------------------------------------------------------------------------------
 
 /// The shortest silence of a group's member: three of the sweeper's ticks, which find it.

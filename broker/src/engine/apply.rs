@@ -2,6 +2,9 @@
 //!
 //! It takes an entry whole or not at all: everything is checked before anything is changed. In production an error here is a
 //! bug in `decide`; while a log is read back it is damage, and the shard does not start.
+//!
+//! Behind a checkpoint (see `checkpoint`) the log is read back from the checkpoint's begin. Up to its end an entry is *covered*:
+//! each object that it concerns may have taken it in before it was saved, knows whether it did, and then ignores it.
 
 use peregrine_protocol::entry::{EntryHeader, EntryKind};
 use peregrine_protocol::ids::{
@@ -21,7 +24,8 @@ use super::{Engine, Phase, Topic, TopicState};
 pub enum Applied {
     /// A batch was stored.
     Batch { queue: QueueKey, records: u32 },
-    /// A batch of a topic that was deleted since, or was lost in a hole that was accepted: nothing.
+    /// A batch of a topic that was deleted since, or was lost in a hole that was accepted, or one that its queue had when it was
+    /// saved: nothing.
     Skipped,
     /// Places of consumer groups moved, except those of groups and topics that are gone.
     GroupOffsets,
@@ -85,6 +89,7 @@ impl Engine {
             EntryKind::GroupOffsets => self.apply_group_offsets(header, payload).map_err(at)?,
             _ => Applied::Nothing,
         };
+        self.applied = header.end();
         self.store_time = header.store_time;
         self.ageing.advance(header.store_time, &mut self.queues);
         Ok(applied)
@@ -99,16 +104,18 @@ impl Engine {
             return Err(ApplyErrorReason::Catalogue(change.id(), "the entry's header names another object"));
         }
         if let Err(reason) = self.catalogue.fits(&change) {
-            if self.phase != Phase::Recovering || !self.catalogue.is_lossy() {
+            let is_lossy = self.phase == Phase::Recovering && self.catalogue.is_lossy();
+            if !is_lossy && !self.is_covered(header.position) {
                 return Err(ApplyErrorReason::Catalogue(change.id(), reason));
             }
-            // It builds on one that an accepted hole took: each names its object in full, so it counts by itself.
+            // It builds on one that an accepted hole took, or is known already: each names its object in full, so it counts by
+            // itself.
             for removed in self.catalogue.mend(&change, header.store_time) {
                 self.forget(&removed);
             }
             return Ok(Applied::Catalogue);
         }
-        self.catalogue.append(change, header.end(), header.store_time);
+        self.catalogue.append(change, header);
         if self.phase == Phase::Recovering {
             self.settle_catalogue(header.end());
         }
@@ -155,21 +162,36 @@ impl Engine {
             return Err(ApplyErrorReason::EmptyBatch);
         };
         let key = QueueKey { topic, queue };
+        let (is_covered, is_torn) = (self.is_covered(header.position), self.is_torn(header.position));
         let slot = self.queues.find_or_make(key);
         let Some(queue) = self.queues.get_mut(slot) else { unreachable!("a queue just found lives") };
-        check_follows(queue, header, self.holes)?;
+        let is_stored = is_covered && queue.has_stored(header.position);
+        if !is_stored {
+            check_follows(queue, header, is_torn)?;
+        }
+        let counts = header.producer_id.is_idempotent() && !(is_covered && has_counted(queue, header));
+        if counts {
+            // While the checkpoint was made, a state may have been forgotten that these batches went on from.
+            check_sequence(queue, header, self.holes || is_covered)?;
+        }
 
-        let noted = queue.epochs.note(header.epoch, header.base_offset);
-        assert!(noted, "the epoch was checked");
-        queue.index.push(&IndexEntry {
-            offset: header.base_offset,
-            records: header.record_count,
-            position: header.position,
-            length: header.length,
-            store_time: header.store_time,
-        });
-        queue.end = header.end_offset();
-        if header.producer_id.is_idempotent() {
+        if !is_stored {
+            let noted = queue.epochs.note(header.epoch, header.base_offset);
+            assert!(noted, "the epoch was checked");
+            queue.index.push(&IndexEntry {
+                offset: header.base_offset,
+                records: header.record_count,
+                position: header.position,
+                length: header.length,
+                store_time: header.store_time,
+            });
+            if queue.start == queue.end {
+                // Another offset than the end only behind a hole.
+                queue.start = header.base_offset;
+            }
+            queue.end = header.end_offset();
+        }
+        if counts {
             let time = header.store_time;
             let state = queue.producers.entry(header.producer_id).or_insert_with(|| {
                 self.ageing.push(slot, header.producer_id, time);
@@ -180,6 +202,9 @@ impl Engine {
             }
             state.store(sequence_of(header), remembered(header), time);
         }
+        if is_stored {
+            return Ok(Applied::Skipped);
+        }
         if self.phase == Phase::Recovering {
             queue.visible = queue.end;
         } else {
@@ -189,9 +214,9 @@ impl Engine {
     }
 }
 
-/// Whether a batch can be the next one of its queue; behind a hole that was accepted, offsets and sequences may jump ahead.
-fn check_follows(queue: &Queue, header: &EntryHeader, holes: bool) -> Result<(), ApplyErrorReason> {
-    if header.base_offset != queue.end && !(holes && header.base_offset > queue.end) {
+/// Whether a batch can be the next one of its queue; behind a hole that was accepted, offsets may jump ahead.
+fn check_follows(queue: &Queue, header: &EntryHeader, jumps: bool) -> Result<(), ApplyErrorReason> {
+    if header.base_offset != queue.end && !(jumps && header.base_offset > queue.end) {
         let QueueKey { topic, queue: id } = queue.key;
         return Err(ApplyErrorReason::Offset(topic, id, queue.end, header.base_offset));
     }
@@ -200,19 +225,27 @@ fn check_follows(queue: &Queue, header: &EntryHeader, holes: bool) -> Result<(),
     {
         return Err(ApplyErrorReason::Epoch(last, header.epoch));
     }
-    if header.producer_id.is_idempotent() {
-        let batch = sequence_of(header);
-        let state = queue.producers.get(&header.producer_id).filter(|state| !state.is_forgotten(header.store_time));
-        let follows = match state {
-            None => batch.sequence == Sequence(0),
-            Some(state) => state.follows(batch),
-        };
-        let jumps = holes && state.is_none_or(|state| state.is_behind(batch));
-        if !follows && !jumps {
-            return Err(ApplyErrorReason::Sequence(batch.epoch, batch.sequence));
-        }
-    }
     Ok(())
+}
+
+/// Whether a batch can be the next one of its producer, whose count may jump ahead where `jumps` says so.
+fn check_sequence(queue: &Queue, header: &EntryHeader, jumps: bool) -> Result<(), ApplyErrorReason> {
+    let batch = sequence_of(header);
+    let state = queue.producers.get(&header.producer_id).filter(|state| !state.is_forgotten(header.store_time));
+    let follows = match state {
+        None => batch.sequence == Sequence(0),
+        Some(state) => state.follows(batch),
+    };
+    if follows || jumps && state.is_none_or(|state| state.is_behind(batch)) {
+        Ok(())
+    } else {
+        Err(ApplyErrorReason::Sequence(batch.epoch, batch.sequence))
+    }
+}
+
+/// Whether the batch's producer has counted it.
+fn has_counted(queue: &Queue, header: &EntryHeader) -> bool {
+    queue.producers.get(&header.producer_id).is_some_and(|state| state.has_counted(header.position))
 }
 
 fn sequence_of(header: &EntryHeader) -> BatchSequence {

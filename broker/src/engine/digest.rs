@@ -11,11 +11,7 @@ use super::queue::Queue;
 impl Engine {
     /// Equal for equal durable state; differs otherwise, but for a chance of 2^-64. Looks at everything: for tests.
     pub fn digest(&self) -> u64 {
-        let queues = self
-            .queues
-            .iter()
-            .filter(|queue| queue.end.0 > 0 || !queue.groups.is_empty())
-            .map(|queue| self.queue_digest(queue));
+        let queues = self.queues.iter().filter(|queue| !queue.is_blank()).map(|queue| self.queue_digest(queue));
         let topics = self.catalogue.after(None).map(|topic| {
             let name = Hash::new().number(topic.id.0).number(u64::from(topic.queues)).number(topic.created.0);
             name.bytes(topic.name.as_bytes()).finish()
@@ -40,7 +36,8 @@ impl Engine {
     }
 
     fn queue_digest(&self, queue: &Queue) -> u64 {
-        let mut hash = Hash::new().number(queue.key.topic.0).number(u64::from(queue.key.queue.0)).number(queue.end.0);
+        let mut hash = Hash::new().number(queue.key.topic.0).number(u64::from(queue.key.queue.0));
+        hash = hash.number(queue.start.0).number(queue.end.0);
         for (epoch, first) in queue.epochs.iter() {
             hash = hash.number(epoch.0).number(first.0);
         }
@@ -49,7 +46,7 @@ impl Engine {
             hash = hash.number(u64::from(entry.length)).number(entry.store_time.0);
         }
         for place in queue.groups.iter() {
-            hash = hash.number(place.group.0).number(place.epoch.0).number(place.offset.0);
+            hash = hash.number(place.group.0).number(place.epoch.0).number(place.offset.0).number(place.entry_end.0);
         }
         let producers = queue.producers.iter().filter(|(_, state)| !state.is_forgotten(self.store_time));
         let producers = producers.map(|(id, state)| {

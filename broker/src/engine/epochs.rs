@@ -38,6 +38,16 @@ impl EpochList {
         }
     }
 
+    /// Adds a pair that [`Self::iter`] told of behind all others; false where it cannot be there.
+    #[must_use]
+    pub fn restore(&mut self, epoch: Epoch, first: QueueOffset) -> bool {
+        let fits = self.starts.last().is_none_or(|&(last, start)| last < epoch && start < first);
+        if fits {
+            self.starts.push((epoch, first));
+        }
+        fits
+    }
+
     /// The epoch that wrote `offset`, or for the queue's end the last one that wrote; 0 where none did.
     pub fn at(&self, offset: QueueOffset) -> Epoch {
         let later = self.starts.partition_point(|&(_, first)| first <= offset);
@@ -62,7 +72,7 @@ impl EpochList {
     }
 
     /// The pairs, oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = (Epoch, QueueOffset)> + '_ {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (Epoch, QueueOffset)> + '_ {
         self.starts.iter().copied()
     }
 

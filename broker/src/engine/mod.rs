@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The state is a cache of the log. A start makes an engine, hands a copy the catalogue of shard 0
-//! ([`Engine::install_catalogue`]), applies what the log holds, and ends with [`Engine::recovered`]: all that was recovered is
-//! durable then, and visible.
+//! ([`Engine::install_catalogue`]), may put back what a checkpoint holds ([`Engine::restore`]), applies what the log holds (behind a
+//! checkpoint from its begin on), and ends with [`Engine::recovered`]: all that was recovered is durable then, and visible.
 //!
 //! - `catalogue`: which topics and groups exist
 //! - `queue`, `epochs`, `index`: what a queue holds, and where
@@ -20,10 +20,12 @@
 //! - `produce`, `reading`: requests to write and to read
 //! - `group`: how far consumer groups have read, and who their members are
 //! - `visibility`, `reader`, `acknowledgement`: who is told, and when
+//! - `checkpoint`: saving all of this while it changes, and putting it back
 
 mod acknowledgement;
 mod apply;
 mod catalogue;
+mod checkpoint;
 mod digest;
 mod epochs;
 mod group;
@@ -38,6 +40,7 @@ mod slice;
 mod visibility;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 
 use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, QueueId, ShardId, SubscriptionId, TopicId};
 
@@ -50,6 +53,7 @@ pub use catalogue::{
     CatalogueChangeError, CatalogueDecision, CatalogueId, CatalogueSnapshot, CatalogueState, ObjectId, Topic,
     TopicState,
 };
+pub use checkpoint::{CheckpointSave, RestoreError};
 pub use group::PlantedInGroups;
 pub use group::{
     AckChecked, AckDecision, Group, GroupAck, GroupPlace, GroupStart, GroupState, LagRow, OffsetEntry, OffsetsError,
@@ -63,6 +67,7 @@ pub use refusal::Refusal;
 pub use slice::Slice;
 
 use catalogue::{Catalogue, Removed, Settled};
+use checkpoint::Restored;
 use group::{GroupQueues, Holders, Share};
 use producer::Ageing;
 use queue::Queues;
@@ -123,6 +128,8 @@ pub struct Engine {
     holders: Holders,
     /// Of the groups whose home this shard is, from [`Self::start_groups`] on.
     membership: Option<Membership>,
+    /// The end of the newest entry.
+    applied: LogPosition,
     /// Store time of the newest entry.
     store_time: Nanos,
     published: LogPosition,
@@ -132,6 +139,12 @@ pub struct Engine {
     phase: Phase,
     /// A hole in the log was accepted: offsets and sequences may jump behind it.
     holes: bool,
+    /// What this start has from a checkpoint.
+    restored: Restored,
+    /// Entries below it are covered by the checkpoint that this start has; 0 where it has none.
+    covered_to: LogPosition,
+    /// Batches below it stand in the index files of their segments, and not in the queues' indexes.
+    indexed_to: LogPosition,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,12 +170,16 @@ impl Engine {
             readers: Readers::default(),
             holders: Holders::default(),
             membership: None,
+            applied: LogPosition(0),
             store_time: Nanos::ZERO,
             published: LogPosition(0),
             durable: LogPosition(0),
             effects: VecDeque::new(),
             phase: Phase::Recovering,
             holes: false,
+            restored: Restored::default(),
+            covered_to: LogPosition(0),
+            indexed_to: LogPosition(0),
         }
     }
 
@@ -174,10 +191,12 @@ impl Engine {
         self.catalogue.install(snapshot);
     }
 
-    /// The log that is being read back has a hole that was given up by `--accept-loss`; call it before what lies behind.
-    pub fn accept_hole(&mut self) {
+    /// The log that is being read back has a hole there that was given up by `--accept-loss`; call it before what lies behind.
+    pub fn accept_hole(&mut self, lost: &Range<LogPosition>) {
         assert!(self.phase == Phase::Recovering, "holes are found while the log is read back");
         self.holes = true;
+        // A checkpoint may know batches that nobody can read any more.
+        self.queues.iter_mut().for_each(|queue| queue.lose(lost));
         if self.is_home() {
             self.catalogue.accept_hole();
         }
@@ -186,6 +205,7 @@ impl Engine {
     /// The whole log was applied and ends, durable, at `end`; from here on entries are new ones.
     pub fn recovered(&mut self, end: LogPosition) {
         assert!(self.phase == Phase::Recovering, "a start ends once");
+        self.end_restored();
         (self.published, self.durable) = (end, end);
         self.holes = false;
         self.phase = Phase::Running;
@@ -221,6 +241,11 @@ impl Engine {
 
     pub fn is_poisoned(&self) -> bool {
         self.phase == Phase::Poisoned
+    }
+
+    /// The end of the newest entry that was applied; at a start from a checkpoint, where the log is to be read back from.
+    pub fn applied(&self) -> LogPosition {
+        self.applied
     }
 
     pub fn published(&self) -> LogPosition {

@@ -57,6 +57,22 @@ impl ProducerState {
         Self { epoch: ProducerEpoch(0), next: Sequence(0), last_used: time, recent: VecDeque::new() }
     }
 
+    /// The state that [`Self::parts`] told of; `None` where nothing or too much is remembered.
+    pub fn restored(
+        epoch: ProducerEpoch,
+        next: Sequence,
+        last_used: Nanos,
+        recent: impl ExactSizeIterator<Item = Remembered>,
+    ) -> Option<Self> {
+        let fits = (1..=limits::PRODUCER_BATCHES_REMEMBERED).contains(&recent.len()) && next.0 >= recent.len() as u64;
+        fits.then(|| Self { epoch, next, last_used, recent: recent.collect() })
+    }
+
+    /// Whether it has counted the batch at `position`, which is one of its own.
+    pub fn has_counted(&self, position: LogPosition) -> bool {
+        self.recent.back().is_some_and(|newest| position <= newest.position)
+    }
+
     /// Whether it was idle for so long at `time` that it counts as unknown.
     pub fn is_forgotten(&self, time: Nanos) -> bool {
         time.saturating_sub(self.last_used) >= limits::PRODUCER_IDLE_NS.0
@@ -106,7 +122,7 @@ impl ProducerState {
     }
 
     /// Epoch, next sequence, last use, and what is remembered, oldest first.
-    pub fn parts(&self) -> (ProducerEpoch, Sequence, Nanos, impl Iterator<Item = &Remembered>) {
+    pub fn parts(&self) -> (ProducerEpoch, Sequence, Nanos, impl ExactSizeIterator<Item = &Remembered>) {
         (self.epoch, self.next, self.last_used, self.recent.iter())
     }
 
@@ -129,10 +145,14 @@ pub fn check(state: Option<&ProducerState>, batch: BatchSequence, time: Nanos) -
 ///
 /// A state looked at while in use goes to the back, so one is given back between 7 and 14 days after its last batch. A deleted
 /// topic's states are gone at once; their places here go as they come up, or together once they are half of all.
+///
+/// Places are numbered, for a walk over all states while they move: a state that moves gets a higher number than all before it.
 #[derive(Debug, Default)]
 pub struct Ageing {
     order: VecDeque<Aged>,
     gone: usize,
+    /// Number of the first in `order`.
+    first: u64,
 }
 
 #[derive(Debug)]
@@ -162,9 +182,31 @@ impl Ageing {
     pub fn removed(&mut self, states: usize, queues: &Queues) {
         self.gone += states;
         if self.gone > self.order.len() / 2 {
+            self.first += self.order.len() as u64;
             self.order.retain(|aged| queues.get(aged.queue).is_some());
             self.gone = 0;
         }
+    }
+
+    /// Of the place of that number, or the first one above it: its number, and the queue and the producer whose state it is.
+    pub fn from(&self, number: u64) -> Option<(u64, QueueSlot, ProducerId)> {
+        let number = number.max(self.first);
+        self.order.get((number - self.first) as usize).map(|aged| (number, aged.queue, aged.producer))
+    }
+
+    /// Every state anew, of the queues that there are, by its last use.
+    pub fn restore(&mut self, queues: &Queues) {
+        let states = queues.in_slots().flat_map(|(slot, queue)| {
+            let of = move |(&producer, state): (&ProducerId, &ProducerState)| Aged {
+                queue: slot,
+                producer,
+                since: state.last_used,
+            };
+            queue.producers.iter().map(of)
+        });
+        let mut order: Vec<Aged> = states.collect();
+        order.sort_unstable_by_key(|aged| aged.since);
+        *self = Self { order: order.into(), ..Self::default() };
     }
 
     /// Gives back what is forgotten at `time`, a bounded number of states at a call.
@@ -172,6 +214,7 @@ impl Ageing {
         for _ in 0..limits::PRODUCER_STATES_AGED_PER_BATCH {
             let due = |aged: &mut Aged| time.saturating_sub(aged.since) >= limits::PRODUCER_IDLE_NS.0;
             let Some(aged) = self.order.pop_front_if(due) else { return };
+            self.first += 1;
             let Some(queue) = queues.get_mut(aged.queue) else {
                 self.gone -= 1;
                 continue;

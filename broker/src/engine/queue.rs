@@ -6,8 +6,9 @@
 //! stranger.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use peregrine_protocol::ids::{ProducerId, QueueId, QueueOffset, TopicId};
+use peregrine_protocol::ids::{LogPosition, ProducerId, QueueId, QueueOffset, TopicId};
 use rustc_hash::FxHashMap;
 
 use super::epochs::EpochList;
@@ -31,10 +32,19 @@ pub struct QueueSlot {
     generation: u32,
 }
 
+impl QueueSlot {
+    /// Its number, for a walk over all slots.
+    pub fn index(self) -> u32 {
+        self.index
+    }
+}
+
 /// What this shard knows of one queue.
 #[derive(Debug)]
 pub struct Queue {
     pub key: QueueKey,
+    /// The first offset that the queue still has; `end` where it has none.
+    pub start: QueueOffset,
     /// The offset that the next message gets.
     pub end: QueueOffset,
     /// The end of what readers may see; at most `end`.
@@ -55,6 +65,7 @@ impl Queue {
     pub fn new(key: QueueKey) -> Self {
         Self {
             key,
+            start: QueueOffset(0),
             end: QueueOffset(0),
             visible: QueueOffset(0),
             epochs: EpochList::default(),
@@ -66,9 +77,24 @@ impl Queue {
         }
     }
 
-    /// The offset of the first message that the queue still has; its end where it has none.
-    pub fn first(&self) -> QueueOffset {
-        self.index.first_offset().unwrap_or(self.end)
+    /// Whether it holds nothing that the log would have to tell again: no more than one that was never used.
+    pub fn is_blank(&self) -> bool {
+        self.end.0 == 0 && self.groups.is_empty()
+    }
+
+    /// Forgets where the batches stood that an accepted loss took.
+    pub fn lose(&mut self, lost: &Range<LogPosition>) {
+        if let Some(first) = self.index.lose(lost)
+            && first.offset <= self.start
+        {
+            let left = self.index.next(&mut self.index.seek(self.start));
+            self.start = left.map_or(self.end, |entry| entry.offset.max(self.start));
+        }
+    }
+
+    /// Whether it has taken in the batch at `position`, which is one of its own.
+    pub fn has_stored(&self, position: LogPosition) -> bool {
+        self.end.0 > 0 && position <= self.index.last_position()
     }
 
     #[cfg(test)]
@@ -105,17 +131,24 @@ impl Queues {
     }
 
     pub fn find_or_make(&mut self, key: QueueKey) -> QueueSlot {
-        if let Some(slot) = self.find(key) {
-            return slot;
+        match self.find(key) {
+            Some(slot) => slot,
+            None => self.add(Queue::new(key)),
         }
+    }
+
+    /// Adds a queue whose key is new.
+    pub fn add(&mut self, queue: Queue) -> QueueSlot {
+        let key = queue.key;
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, queue: None });
             (self.slots.len() - 1) as u32
         });
         let place = &mut self.slots[index as usize];
-        place.queue = Some(Box::new(Queue::new(key)));
+        place.queue = Some(Box::new(queue));
         let slot = QueueSlot { index, generation: place.generation };
-        self.by_key.insert(key, slot);
+        let before = self.by_key.insert(key, slot);
+        assert!(before.is_none(), "a queue is made once");
         slot
     }
 
@@ -144,6 +177,14 @@ impl Queues {
         place.queue.take()
     }
 
+    /// Removes the queues for which `keeps` is false; it may change the others.
+    pub fn retain(&mut self, mut keeps: impl FnMut(&mut Queue) -> bool) {
+        let gone: Vec<QueueKey> = self.iter_mut().filter_map(|queue| (!keeps(queue)).then_some(queue.key)).collect();
+        for key in gone {
+            self.remove(key);
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.by_key.len()
     }
@@ -151,6 +192,27 @@ impl Queues {
     /// All queues, in no order that means anything.
     pub fn iter(&self) -> impl Iterator<Item = &Queue> {
         self.slots.iter().filter_map(|place| place.queue.as_deref())
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Queue> {
+        self.slots.iter_mut().filter_map(|place| place.queue.as_deref_mut())
+    }
+
+    /// All queues with their slots.
+    pub fn in_slots(&self) -> impl Iterator<Item = (QueueSlot, &Queue)> {
+        (0..self.slots()).filter_map(|index| self.in_slot(index))
+    }
+
+    /// How many slots there are, to walk them by number: a queue keeps its slot for as long as it lives.
+    pub fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// The queue in the slot of that number, if there is one.
+    pub fn in_slot(&self, index: u32) -> Option<(QueueSlot, &Queue)> {
+        let place = self.slots.get(index as usize)?;
+        let queue = place.queue.as_deref()?;
+        Some((QueueSlot { index, generation: place.generation }, queue))
     }
 }
 

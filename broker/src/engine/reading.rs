@@ -102,7 +102,7 @@ impl Engine {
 /// Where a reader of `queue` that begins at `start` stands.
 pub(super) fn place_in(queue: &Queue, start: StartAt) -> Result<QueuePlace, Refusal> {
     let (offset, epoch) = match start {
-        StartAt::Earliest => (queue.first().min(queue.visible), None),
+        StartAt::Earliest => (queue.start.min(queue.visible), None),
         StartAt::Latest => (queue.visible, None),
         StartAt::Time(time) => match queue.index.at_time(time) {
             Some(entry) => (entry.offset.min(queue.visible), None),
@@ -116,7 +116,7 @@ pub(super) fn place_in(queue: &Queue, start: StartAt) -> Result<QueuePlace, Refu
     Ok(QueuePlace {
         offset,
         epoch: epoch.unwrap_or_else(|| queue.epochs.at(offset)),
-        first: queue.first(),
+        first: queue.start,
         visible_end: queue.visible,
         end: queue.end,
     })

@@ -365,7 +365,7 @@ impl Replay for Replaying<'_> {
         self.0.apply(header, payload).map(drop).map_err(|error| error.to_string())
     }
 
-    fn lost(&mut self, _extent: Extent) {
-        self.0.accept_hole();
+    fn lost(&mut self, extent: Extent) {
+        self.0.accept_hole(&(extent.from..extent.to));
     }
 }

@@ -64,8 +64,8 @@ impl Replay for ReplayInto<'_> {
         self.engine.apply(header, payload).map(drop).map_err(|error| error.to_string())
     }
 
-    fn lost(&mut self, _: Extent) {
-        self.engine.accept_hole();
+    fn lost(&mut self, extent: Extent) {
+        self.engine.accept_hole(&(extent.from..extent.to));
     }
 }
 

@@ -65,12 +65,16 @@ impl CatalogueChange {
         }
     }
 
-    /// The entry that makes this change, and its payload.
-    pub fn draft(&self, store_time: Nanos) -> (EntryDraft, Vec<u8>) {
-        let payload = match self {
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
             Self::Topic(change) => change.encode(),
             Self::Group(change) => change.encode(),
-        };
+        }
+    }
+
+    /// The entry that makes this change, and its payload.
+    pub fn draft(&self, store_time: Nanos) -> (EntryDraft, Vec<u8>) {
+        let payload = self.encode();
         let draft = EntryDraft {
             topic: TopicId(self.object().0),
             ..EntryDraft::without_records(EntryKind::Catalogue, &payload, store_time)

@@ -1,5 +1,6 @@
 //! What changes do to the catalogue: at home when their entry is durable, in a copy when it is told.
 
+use peregrine_protocol::entry::EntryHeader;
 use peregrine_protocol::ids::{LogPosition, Nanos, TopicId};
 use peregrine_protocol::placement::TopicHash;
 
@@ -12,7 +13,8 @@ use crate::engine::group::{Group, GroupChange, GroupState};
 /// A change whose entry is not durable.
 #[derive(Debug)]
 pub struct PendingChange {
-    /// Of its entry.
+    /// Where its entry starts and ends.
+    pub position: LogPosition,
     pub end: LogPosition,
     pub store_time: Nanos,
     pub change: CatalogueChange,
@@ -84,10 +86,16 @@ impl Catalogue {
         }
     }
 
-    /// A change that fits was appended, its entry ending at `end`.
-    pub fn append(&mut self, change: CatalogueChange, end: LogPosition, store_time: Nanos) {
+    /// A change that fits was appended with this header.
+    pub fn append(&mut self, change: CatalogueChange, header: &EntryHeader) {
         self.raise_highest(change.object());
-        self.pending.push_back(PendingChange { end, store_time, change });
+        let (position, end, store_time) = (header.position, header.end(), header.store_time);
+        self.pending.push_back(PendingChange { position, end, store_time, change });
+    }
+
+    /// Position and store time of the oldest entry that has not taken effect.
+    pub fn first_pending(&self) -> Option<(LogPosition, Nanos)> {
+        self.pending.front().map(|pending| (pending.position, pending.store_time))
     }
 
     /// The next change whose entry `durable` covers takes effect.
@@ -103,17 +111,17 @@ impl Catalogue {
         Some(Settled { state, removed, is_new })
     }
 
-    /// Takes in a change that does not follow what is known, since an accepted hole took what came between. What it deleted:
-    /// a namesake, whose own deletion was lost, or its object.
+    /// Takes in a change by itself: where an accepted hole took what came between it and what is known, or a checkpoint knows it
+    /// already, and maybe what came behind it. What it deleted: an older namesake, whose own deletion was lost, or its object.
     pub fn mend(&mut self, change: &CatalogueChange, time: Nanos) -> Vec<Removed> {
         let namesake: Option<CatalogueState> = match change {
             CatalogueChange::Topic(change) => {
                 let namesake = self.named(&change.name).map(|topic| topic.id);
-                namesake.filter(|&id| id != change.topic).map(|id| TopicState::Deleted(id).into())
+                namesake.filter(|&id| id < change.topic).map(|id| TopicState::Deleted(id).into())
             }
             CatalogueChange::Group(change) => {
                 let namesake = self.group_named(change.name()).map(|group| group.id);
-                namesake.filter(|&id| id != change.group()).map(|id| GroupState::Deleted(id).into())
+                namesake.filter(|&id| id < change.group()).map(|id| GroupState::Deleted(id).into())
             }
         };
         let after = self.state_after(change, time);
@@ -121,7 +129,7 @@ impl Catalogue {
     }
 
     /// What `change`, whose entry was stored at `time`, makes of its object.
-    fn state_after(&self, change: &CatalogueChange, time: Nanos) -> CatalogueState {
+    pub fn state_after(&self, change: &CatalogueChange, time: Nanos) -> CatalogueState {
         match change {
             CatalogueChange::Topic(TopicChange { kind: ChangeKind::Delete, topic, .. }) => {
                 TopicState::Deleted(*topic).into()
@@ -163,6 +171,15 @@ impl Catalogue {
             }
             CatalogueState::Topic(TopicState::Unknown(_)) | CatalogueState::Group(GroupState::Unknown(_)) => None,
         }
+    }
+
+    /// Drops what is known and was deleted: the list of what was deleted came behind the rest.
+    pub fn drop_deleted(&mut self) {
+        let deleted: Vec<TopicId> = self.topics.keys().copied().filter(|&id| self.is_deleted(id)).collect();
+        for id in deleted {
+            self.remove_topic(id);
+        }
+        self.groups.drop_deleted(&self.deleted);
     }
 
     fn set_topic(&mut self, topic: &Topic) {

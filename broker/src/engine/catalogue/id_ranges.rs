@@ -33,6 +33,26 @@ impl IdRanges {
         }
     }
 
+    /// Adds the ids from `first` to `last`, which lie above all that are there; false where they do not.
+    #[must_use]
+    pub fn push(&mut self, first: ObjectId, last: ObjectId) -> bool {
+        let end = self.ranges.last().map(|&(_, last)| last);
+        if last < first || end.is_some_and(|end| end >= first.0) {
+            return false;
+        }
+        match self.ranges.last_mut() {
+            Some((_, end)) if *end + 1 == first.0 => *end = last.0,
+            _ => self.ranges.push((first.0, last.0)),
+        }
+        true
+    }
+
+    /// What of each range lies above `id`, ascending.
+    pub fn above(&self, id: ObjectId) -> impl Iterator<Item = (ObjectId, ObjectId)> + '_ {
+        let from = self.ranges.partition_point(|&(_, last)| last <= id.0);
+        self.ranges[from..].iter().map(move |&(first, last)| (ObjectId(first.max(id.0 + 1)), ObjectId(last)))
+    }
+
     /// First and last id of each range, ascending.
     pub fn iter(&self) -> impl Iterator<Item = (ObjectId, ObjectId)> + '_ {
         self.ranges.iter().map(|&(first, last)| (ObjectId(first), ObjectId(last)))
@@ -56,6 +76,12 @@ mod tests {
                 for probe in 0..62 {
                     prop_assert_eq!(ranges.contains(ObjectId(probe)), plain.contains(&probe));
                 }
+                let above: Vec<_> = ranges.above(ObjectId(id)).flat_map(|(first, last)| first.0..=last.0).collect();
+                prop_assert_eq!(above, plain.range(id + 1..).copied().collect::<Vec<_>>());
+                let mut pushed = IdRanges::default();
+                prop_assert!(ranges.iter().all(|(first, last)| pushed.push(first, last)));
+                prop_assert_eq!(&pushed, &ranges);
+                prop_assert!(!pushed.push(ObjectId(0), ObjectId(id)));
                 let runs = plain.iter().filter(|&&id| !plain.contains(&(id - 1))).count();
                 prop_assert_eq!(ranges.iter().count(), runs);
             }

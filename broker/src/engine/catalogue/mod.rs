@@ -28,11 +28,12 @@ use rustc_hash::FxHashMap;
 pub use change::{CatalogueChange, CatalogueChangeError, VERSION};
 pub use decision::CatalogueDecision;
 pub use effect::{Removed, Settled};
+pub use id_ranges::IdRanges;
 pub use object::{CatalogueId, CatalogueState, ObjectId};
+pub use topic_change::{ChangeKind, TopicChange};
 
 use super::group::{Group, GroupState, Groups};
 use effect::PendingChange;
-use id_ranges::IdRanges;
 
 /// A topic that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +180,12 @@ impl Catalogue {
 
     pub fn deleted(&self) -> &IdRanges {
         &self.deleted
+    }
+
+    /// Adds ids that were deleted, above all that are known to be; false where they are not above.
+    #[must_use]
+    pub fn restore_deleted(&mut self, first: ObjectId, last: ObjectId) -> bool {
+        self.deleted.push(first, last)
     }
 
     pub fn snapshot(&self) -> CatalogueSnapshot {

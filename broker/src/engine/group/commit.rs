@@ -178,7 +178,7 @@ impl Engine {
         Ok(Applied::GroupOffsets)
     }
 
-    /// The place to which a row brings its group: `None` where the group or the topic is gone.
+    /// The place to which a row brings its group: `None` where the group or the topic is gone, or the place was saved with it.
     fn check_row(
         &self,
         header: &EntryHeader,
@@ -198,17 +198,21 @@ impl Engine {
         if group.start_in(topic).is_none() {
             return if lossy { Ok(None) } else { misfit("the group does not consume that topic") };
         }
+        let (is_covered, is_torn) = (self.is_covered(header.position), self.is_torn(header.position));
         self.with_queue(row.queue, |queue| {
+            let stands = queue.groups.get(row.group);
+            if is_covered && stands.is_some_and(|stands| stands.entry_end >= header.end()) {
+                return Ok(None);
+            }
             // A place behind what an accepted hole took falls back to what is left before it.
             if let Err(at) = queue.epochs.check(row.epoch, row.offset, queue.end) {
                 let place = Ok(Some((queue.epochs.before(at), at)));
-                return if self.holes { place } else { misfit("it lies beyond what the queue holds") };
+                return if is_torn { place } else { misfit("it lies beyond what the queue holds") };
             }
             if row.epoch > header.epoch {
                 return misfit("its epoch is later than the entry's");
             }
-            let stands = queue.groups.get(row.group);
-            if !row.reset && !self.holes && stands.is_some_and(|stands| stands.offset > row.offset) {
+            if !row.reset && !is_torn && stands.is_some_and(|stands| stands.offset > row.offset) {
                 return misfit("an acknowledgement goes back");
             }
             Ok(Some((row.epoch, row.offset)))
@@ -223,9 +227,9 @@ pub(in crate::engine) fn place_of(queue: &Queue, group: GroupId, start: GroupSta
         return GroupPlace { epoch, offset, is_committed: true, visible_end };
     }
     let offset = match start {
-        GroupStart::Earliest => queue.first(),
+        GroupStart::Earliest => queue.start,
         GroupStart::Time(time) => queue.index.at_time(time).map_or(queue.visible, |entry| entry.offset),
-        GroupStart::Offset(offset) => offset.max(queue.first()),
+        GroupStart::Offset(offset) => offset.max(queue.start),
     };
     let offset = offset.min(queue.visible);
     GroupPlace { epoch: queue.epochs.before(offset), offset, is_committed: false, visible_end }

@@ -44,7 +44,7 @@ pub use lag::LagRow;
 #[cfg(test)]
 pub use offsets::OffsetRow;
 pub use offsets::{OffsetEntry, OffsetsError};
-pub use place::{GroupPlaces, GroupQueues};
+pub use place::{CommittedPlace, GroupPlaces, GroupQueues};
 pub use registry::{Group, GroupStart, GroupState, Groups};
 pub use turns::AckChecked;
 

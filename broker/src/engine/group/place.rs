@@ -65,6 +65,15 @@ impl GroupPlaces {
         self.places.iter()
     }
 
+    /// Those of the groups above `group`.
+    pub fn above(&self, group: GroupId) -> &[CommittedPlace] {
+        &self.places[self.places.partition_point(|place| place.group <= group)..]
+    }
+
+    pub fn retain(&mut self, keeps: impl FnMut(&CommittedPlace) -> bool) {
+        self.places.retain(keeps);
+    }
+
     fn find(&self, group: GroupId) -> Result<usize, usize> {
         self.places.binary_search_by_key(&group, |place| place.group)
     }
@@ -104,6 +113,14 @@ impl GroupQueues {
         slots.retain(|&slot| queues.get(slot).is_some());
         if slots.is_empty() {
             self.slots.remove(&group);
+        }
+    }
+
+    /// Every place anew, of the queues that there are.
+    pub fn restore(&mut self, queues: &Queues) {
+        self.slots.clear();
+        for (slot, queue) in queues.in_slots() {
+            queue.groups.iter().for_each(|place| self.note(place.group, slot));
         }
     }
 

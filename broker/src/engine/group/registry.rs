@@ -12,6 +12,7 @@ use peregrine_protocol::placement::group_home;
 use rustc_hash::FxHashMap;
 
 use crate::engine::StartAt;
+use crate::engine::catalogue::IdRanges;
 
 /// Where a group begins in a queue in which it has no place yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +155,17 @@ impl Groups {
             if let Ok(at) = group.find(topic) {
                 group.topics.remove(at);
             }
+        }
+    }
+
+    /// Drops the groups that are among `deleted`, and of the others the topics that are.
+    pub fn drop_deleted(&mut self, deleted: &IdRanges) {
+        let gone: Vec<GroupId> = self.by_id.keys().copied().filter(|&id| deleted.contains(id.into())).collect();
+        for id in gone {
+            self.remove(id);
+        }
+        for group in self.by_id.values_mut() {
+            group.topics.retain(|&(topic, _)| !deleted.contains(topic.into()));
         }
     }
 

@@ -68,7 +68,7 @@ impl Engine {
         let place = self.with_queue(key, |queue| QueuePlace {
             offset,
             epoch,
-            first: queue.first(),
+            first: queue.start,
             visible_end: queue.visible,
             end: queue.end,
         });

@@ -225,7 +225,7 @@ fn behind_an_accepted_hole_offsets_and_sequences_may_jump() {
     }
     let mut engine = replay(ONE_SHARD, &bench.log[..2]);
     assert!(engine.apply(&batches[3], &[]).is_err());
-    engine.accept_hole();
+    engine.accept_hole(&extent_of(&batches[2]));
     assert_eq!(engine.apply(&batches[3], &[]).map(|_| ()), Ok(()));
     engine.recovered(bench.end);
     let place = engine.look_up(TOPIC, QueueId(0), StartAt::Latest).unwrap();
@@ -245,7 +245,7 @@ fn check_hole(requests: &[&str], lost: &[usize], expected: &str) {
     let mut engine = Engine::new(ONE_SHARD);
     for (number, (header, payload)) in bench.log.iter().enumerate() {
         if lost.contains(&number) {
-            engine.accept_hole();
+            engine.accept_hole(&extent_of(header));
         } else {
             engine.apply(header, payload).expect("a hole was accepted");
         }
@@ -273,7 +273,7 @@ fn queues_that_a_lost_alteration_added_are_known_by_their_batches() {
     bench.harden();
     let header = bench.store(2, 1, Synced);
     let mut engine = replay(ONE_SHARD, &bench.log[..1]);
-    engine.accept_hole();
+    engine.accept_hole(&extent_of(&bench.log[1].0));
     assert!(matches!(engine.apply(&header, &[]), Ok(Applied::Batch { .. })));
     engine.recovered(bench.end);
     assert_eq!(engine.look_up(TOPIC, QueueId(2), StartAt::Latest).map(|place| place.visible_end.0), Ok(1));
@@ -286,7 +286,7 @@ fn batches_of_a_topic_that_a_hole_took_are_skipped_in_every_shard() {
     let mine = (0..4).find(|&queue| copy.engine.look_up(TOPIC, QueueId(queue), StartAt::Latest).is_ok()).expect("one");
     let header = copy.store(mine, 1, Synced);
     let mut lossy = Engine::new(HOME_OF_TWO);
-    lossy.accept_hole();
+    lossy.accept_hole(&extent_of(&home.log[0].0));
     let mut engine = Engine::new(COPY);
     engine.install_catalogue(lossy.catalogue_snapshot());
     assert_eq!(engine.apply(&header, &[]), Ok(Applied::Skipped));

@@ -328,7 +328,7 @@ fn check_hole(requests: &[&str], lost: &[usize], expected: &str) {
     let mut engine = Engine::new(ONE_SHARD);
     for (number, (header, payload)) in bench.log.iter().enumerate() {
         if lost.contains(&number) {
-            engine.accept_hole();
+            engine.accept_hole(&extent_of(header));
         } else {
             engine.apply(header, payload).expect("a hole was accepted");
         }

@@ -1,6 +1,7 @@
 //! Tests of the engine as a whole, over a log that is a plain list of entries.
 
 mod catalogue;
+mod checkpoint;
 mod epochs;
 mod group_history;
 mod groups;
@@ -115,6 +116,11 @@ fn replay(options: EngineOptions, log: &[(EntryHeader, Vec<u8>)]) -> Engine {
         engine.apply(header, payload).expect("a log can be read back");
     }
     engine
+}
+
+/// Where an entry stands.
+fn extent_of(header: &EntryHeader) -> Range<LogPosition> {
+    header.position..header.end()
 }
 
 /// A batch of one record, synced, from nobody in particular.

@@ -107,7 +107,7 @@ fn check_hole(last: &OffsetRow, lost: &[usize], expected: Option<(u64, u64)>) {
     let entries = bench.log.iter().cloned().chain([bench.entry_of(last)]);
     for (number, (header, payload)) in entries.enumerate() {
         if lost.contains(&number) {
-            engine.accept_hole();
+            engine.accept_hole(&extent_of(&header));
         } else {
             engine.apply(&header, &payload).expect("a hole was accepted");
         }
@@ -131,7 +131,7 @@ fn behind_an_accepted_hole_that_took_a_reset_a_place_may_go_back() {
     let mut bench = half_read();
     bench.store(0, 1, Synced);
     let mut engine = replay(ONE_SHARD, &bench.log[..5]);
-    engine.accept_hole();
+    engine.accept_hole(&extent_of(&bench.log[5].0));
     let (header, payload) = bench.entry_of(&row(2, 1, 1, 3));
     assert_eq!(engine.apply(&header, &payload), Ok(Applied::GroupOffsets));
     assert_eq!(place_in(&engine, GROUP), Some((1, 3)));

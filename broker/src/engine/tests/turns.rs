@@ -147,7 +147,7 @@ impl Turns {
 }
 
 /// Batches of one message each from `first` on.
-fn batches(member: u64, offsets: std::ops::Range<u64>, attempt: u16) -> Vec<Seen> {
+fn batches(member: u64, offsets: Range<u64>, attempt: u16) -> Vec<Seen> {
     offsets.map(|offset| Seen::Batch(member, offset, offset + 1, attempt)).collect()
 }
 
