@@ -71,6 +71,9 @@ pub trait DiskFile: 'static {
 
     /// The file's length in bytes.
     fn size(&self) -> u64;
+    /// Makes the file `size` bytes long (a multiple of [`BLOCK`], no less than it has) and reserves the space. What is new is
+    /// unspecified until written; a later `sync` makes the length durable.
+    fn extend(&self, size: u64) -> impl Future<Output = io::Result<()>>;
     /// Writes the whole buffer at `offset`.
     fn write_at(&self, buffer: Self::Buffer, offset: u64) -> impl Future<Output = io::Result<()>>;
     /// Reads `len` bytes at `offset`; a short result means end of file.

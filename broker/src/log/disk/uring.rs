@@ -6,6 +6,7 @@
 //!
 //! A crash of the process leaves writes in flight to land later; the log is written so that they may.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -87,7 +88,7 @@ impl Disk for UringDisk {
         let asked = path.clone();
         let size = self.blocking(move || Ok(fs::metadata(asked)?.len())).await?;
         let file = options.dma_open(&path).await?;
-        Ok(UringFile { file, size })
+        Ok(UringFile { file, size: Cell::new(size) })
     }
 
     async fn create(&self, name: &str, size: u64) -> io::Result<UringFile> {
@@ -141,7 +142,7 @@ pub(super) fn reserve(file: &File, size: u64) -> io::Result<()> {
 #[derive(Debug)]
 pub struct UringFile {
     file: DmaFile,
-    size: u64,
+    size: Cell<u64>,
 }
 
 impl DiskFile for UringFile {
@@ -149,7 +150,14 @@ impl DiskFile for UringFile {
     type Bytes = DirectBytes;
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.get()
+    }
+
+    async fn extend(&self, size: u64) -> io::Result<()> {
+        let file = self.duplicate()?;
+        executor().spawn_blocking(move || reserve(&file, size)).await?;
+        self.size.set(size);
+        Ok(())
     }
 
     async fn write_at(&self, buffer: DirectBuffer, offset: u64) -> io::Result<()> {
@@ -162,7 +170,7 @@ impl DiskFile for UringFile {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<DirectBytes> {
         if len <= TRANSFER_BYTES_MAX {
             // Past the end of a file, glommio's result can name bytes that were never read; the end is cut here.
-            let left = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let left = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX);
             if left == 0 {
                 return Ok(DirectBytes::Joined(Vec::new()));
             }
@@ -183,14 +191,21 @@ impl DiskFile for UringFile {
     }
 
     async fn sync(&self) -> io::Result<()> {
+        let file = self.duplicate()?;
+        executor().spawn_blocking(move || file.sync_data()).await
+    }
+}
+
+impl UringFile {
+    /// The same open file, for a thread that may block.
+    fn duplicate(&self) -> io::Result<File> {
         // SAFETY: fcntl takes no memory; a failure is the -1 that is looked at.
         let duplicate = unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
         if duplicate < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was made above and nobody else has it.
-        let owned = File::from(unsafe { OwnedFd::from_raw_fd(duplicate) });
-        executor().spawn_blocking(move || owned.sync_data()).await
+        Ok(File::from(unsafe { OwnedFd::from_raw_fd(duplicate) }))
     }
 }
 

@@ -241,6 +241,10 @@ mod tests {
             (self.blocks * BLOCK) as u64
         }
 
+        async fn extend(&self, _size: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
         async fn write_at(&self, _buffer: Vec<u8>, _offset: u64) -> io::Result<()> {
             Err(io::ErrorKind::Unsupported.into())
         }

@@ -1,6 +1,7 @@
 //! The [`Disk`] and [`DiskFile`] of a simulated machine. Contract breaches of the caller (an unaligned offset, a write past the
 //! end, a write through a descriptor opened for reading) panic: on a real disk they would be errors or, worse, work.
 
+use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub struct SimulatedDisk {
 pub struct SimulatedFile {
     disk: SimulatedDisk,
     inode: Inode,
-    size: u64,
+    size: Cell<u64>,
     access: Access,
 }
 
@@ -36,7 +37,9 @@ impl SimulatedDisk {
 
     async fn file(&self, request: Request, access: Access) -> io::Result<SimulatedFile> {
         match self.request(request).await? {
-            Answer::File { inode, size } => Ok(SimulatedFile { disk: self.clone(), inode, size, access }),
+            Answer::File { inode, size } => {
+                Ok(SimulatedFile { disk: self.clone(), inode, size: Cell::new(size), access })
+            }
             other => panic!("opened a file and got {other:?}"),
         }
     }
@@ -93,14 +96,21 @@ impl DiskFile for SimulatedFile {
     type Bytes = Vec<u8>;
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.get()
+    }
+
+    async fn extend(&self, size: u64) -> io::Result<()> {
+        assert!(size.is_multiple_of(BLOCK as u64) && size >= self.size(), "a file grows by whole blocks");
+        self.disk.request(Request::Extend { inode: self.inode, size }).await?;
+        self.size.set(size);
+        Ok(())
     }
 
     async fn write_at(&self, buffer: Vec<u8>, offset: u64) -> io::Result<()> {
         assert!(self.access != Access::Read, "a write through a descriptor opened for reading");
         assert!(offset.is_multiple_of(BLOCK as u64), "a direct write at {offset}, not a block boundary");
         let end = offset + buffer.len() as u64;
-        assert!(end <= self.size, "a write up to {end} in a file of {} bytes", self.size);
+        assert!(end <= self.size(), "a write up to {end} in a file of {} bytes", self.size());
         let blocks = blocks_of(&buffer, &self.disk.machine.world().zero);
         let first = offset as usize / BLOCK;
         let durable = self.access == Access::Append;

@@ -52,7 +52,7 @@ impl Tear {
     }
 }
 
-/// A file's contents, its size fixed when it was made.
+/// A file's contents.
 #[derive(Debug)]
 pub struct FileContents {
     seen: Vec<Rc<Block>>,
@@ -107,6 +107,13 @@ impl FileContents {
             bytes.extend_from_slice(&block[..]);
         }
         Ok(bytes)
+    }
+
+    /// The file gets longer by these blocks; a power cut may take all of it before the next sync.
+    pub fn extend(&mut self, initial: Vec<Rc<Block>>) {
+        self.durable.extend(initial.iter().cloned());
+        self.seen.extend(initial);
+        self.size_durable = false;
     }
 
     /// From now on a block can be read or cannot: what a failing device does, and one that was only loosely plugged in.

@@ -104,7 +104,8 @@ impl World {
         if failed {
             return Some(io::ErrorKind::Other);
         }
-        let full = matches!(request, Request::Make { .. }) && self.random.one_in(conditions.disk_full_one_in);
+        let full = matches!(request, Request::Make { .. } | Request::Extend { .. })
+            && self.random.one_in(conditions.disk_full_one_in);
         full.then_some(io::ErrorKind::StorageFull)
     }
 
@@ -157,6 +158,13 @@ impl World {
             }
             Request::Read { inode, offset, len } => {
                 self.directories[shard].file(inode).read(offset, len).map(Answer::Bytes)
+            }
+            Request::Extend { inode, size } => {
+                let held = self.directories[shard].file(inode).size();
+                let count = size.saturating_sub(held) as usize / BLOCK;
+                let initial = self.stale_blocks(shard, count);
+                self.directories[shard].file_mut(inode).extend(initial);
+                Ok(Answer::Done)
             }
             Request::Write { inode, first, blocks, durable } => {
                 let rewritten = self.directories[shard].file_mut(inode).write(first, &blocks, serial, durable);

@@ -11,6 +11,7 @@ pub async fn check<D: Disk>(disk: &D) {
     names_come_and_go(disk).await;
     what_is_written_is_read(disk).await;
     reads_end_with_the_file(disk).await;
+    a_file_grows(disk).await;
     writes_in_flight_together_all_land(disk).await;
     a_removed_file_stays_readable_while_open(disk).await;
 }
@@ -72,6 +73,19 @@ async fn reads_end_with_the_file<D: Disk>(disk: &D) {
     assert_eq!(file.read_at(BLOCK as u64, 4 * BLOCK).await.expect("read").len(), BLOCK);
     assert_eq!(file.read_at(2 * BLOCK as u64, BLOCK).await.expect("read").len(), 0);
     disk.remove("short").await.expect("remove");
+}
+
+async fn a_file_grows<D: Disk>(disk: &D) {
+    let file = disk.create("growing", BLOCK as u64).await.expect("create");
+    file.write_at(filled(disk, 1, 1), 0).await.expect("write");
+    file.extend(3 * BLOCK as u64).await.expect("extend");
+    assert_eq!(file.size(), 3 * BLOCK as u64);
+    file.write_at(filled(disk, 2, 2), BLOCK as u64).await.expect("write behind the old end");
+    file.sync().await.expect("sync");
+    let reader = disk.open("growing", Access::Read).await.expect("open");
+    let bytes = reader.read_at(0, 4 * BLOCK).await.expect("read");
+    assert_eq!(bytes.chunks(BLOCK).map(|block| block[9]).collect::<Vec<_>>(), [1, 2, 2]);
+    disk.remove("growing").await.expect("remove");
 }
 
 async fn writes_in_flight_together_all_land<D: Disk>(disk: &D) {
