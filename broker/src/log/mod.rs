@@ -9,6 +9,7 @@
 //! | `segment`, `ahead`, `task` | segment files, those made ahead, the work that the disk is asked for |
 //! | `mark` | how far the log was durable, for a start that finds nothing else |
 //! | `reader` | old entries, from the disk |
+//! | `window` | the entries of a segment one after the other, good told from bad |
 //! | [`disk`] | the traits that all I/O goes through; io_uring and tmpfs, and the simulated machine |
 //! | [`fault`] | switches for tests and the simulator's planted defects |
 //!
@@ -38,6 +39,7 @@ mod segment;
 mod task;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use counters::LogCounters;
 pub use error::{AppendRefused, CloseError, ReadError, StartError};

@@ -15,7 +15,6 @@ mod gaps;
 mod notes;
 mod scan;
 mod survey;
-mod window;
 
 use std::io;
 

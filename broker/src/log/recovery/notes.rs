@@ -5,12 +5,12 @@ use peregrine_protocol::entry::{Entry, EntryKind};
 
 use super::scan::open_window;
 use super::survey::Survey;
-use super::window::Expected;
 use crate::log::chain::Chain;
 use crate::log::damage::{Extent, decode_loss};
 use crate::log::disk::Disk;
 use crate::log::error::StartError;
 use crate::log::options::LogOptions;
+use crate::log::window::Expected;
 
 /// The extents that sound notes of the log name. A note that is not whole excuses nothing: what it named is damage again, and
 /// so is the note. What a note of an older program names is not here, since no identity points at it.

@@ -7,7 +7,6 @@ use peregrine_protocol::limits::{ENTRY_ALIGN, ENTRY_HEADER_LEN};
 
 use super::due_ring::RingTail;
 use super::survey::Survey;
-use super::window::{BadEntry, Expected, Window, decode_entry};
 use super::{Replay, io_error};
 use crate::log::chain::{Chain, Link};
 use crate::log::damage::{DamageTally, Extent, decode_loss};
@@ -17,6 +16,7 @@ use crate::log::fault::Planted;
 use crate::log::options::LogOptions;
 use crate::log::ring::leftover;
 use crate::log::segment::Identity;
+use crate::log::window::{BadEntry, Expected, Window, decode_entry};
 
 /// One pass over the log.
 pub(super) struct Scan<'a, D: Disk> {

@@ -13,12 +13,12 @@ use peregrine_protocol::limits::{ENTRY_ALIGN, ENTRY_HEADER_LEN, PAD_HEADER_LEN};
 use crate::log::damage::Extent;
 use crate::log::disk::{BLOCK, DiskFile};
 
-/// Bytes of one direct read.
+/// Bytes of one direct read, unless said otherwise.
 const READ: usize = 1 << 20;
 
 /// Why no good entry stands at a position.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadEntry {
+pub enum BadEntry {
     #[error(transparent)]
     Bytes(#[from] EntryError),
     #[error("an entry for position {0} stands here")]
@@ -64,6 +64,8 @@ pub(super) struct Window<F: DiskFile> {
     file: F,
     base: LogPosition,
     seal: EntrySeal,
+    /// Bytes of one direct read.
+    read: usize,
     /// Where `bytes` start: a block boundary.
     from: LogPosition,
     bytes: Vec<u8>,
@@ -73,7 +75,12 @@ pub(super) struct Window<F: DiskFile> {
 
 impl<F: DiskFile> Window<F> {
     pub fn new(file: F, base: LogPosition, seal: EntrySeal) -> Self {
-        Self { file, base, seal, from: base, bytes: Vec::new(), unreadable: BTreeMap::new() }
+        Self { file, base, seal, read: READ, from: base, bytes: Vec::new(), unreadable: BTreeMap::new() }
+    }
+
+    /// The same with direct reads of `read` bytes, a multiple of [`BLOCK`].
+    pub fn reading(self, read: usize) -> Self {
+        Self { read, ..self }
     }
 
     /// The bytes at `position`: `len` of them, or fewer where the file ends. Zeros stand for what cannot be read.
@@ -87,28 +94,36 @@ impl<F: DiskFile> Window<F> {
         &self.bytes[at..end]
     }
 
+    /// What is held of the bytes at `position`, one to `max` of them; none at the end of the file. Whoever goes through a long
+    /// payload so reads nothing twice.
+    pub async fn part(&mut self, position: LogPosition, max: usize) -> &[u8] {
+        let held = (self.from + self.bytes.len() as u64).0.saturating_sub(position.0) as usize;
+        let len = if position < self.from || held == 0 { max.min(self.read - BLOCK) } else { max.min(held) };
+        self.bytes(position, len).await
+    }
+
     async fn fill(&mut self, position: LogPosition, len: usize) {
         self.bytes.clear();
         self.from = block_of(position);
-        let wanted = ((position - self.from) as usize + len).next_multiple_of(READ);
+        let wanted = ((position - self.from) as usize + len).next_multiple_of(self.read);
         while self.bytes.len() < wanted {
             let offset = self.from - self.base + (BLOCK + self.bytes.len()) as u64;
-            let len = match self.file.read_at(offset, READ).await {
+            let len = match self.file.read_at(offset, self.read).await {
                 Ok(read) => {
                     self.bytes.extend_from_slice(&read);
                     read.len()
                 }
                 Err(_) => self.fill_readable(offset).await,
             };
-            if len < READ {
+            if len < self.read {
                 break;
             }
         }
     }
 
-    /// Reads block by block where a long read failed. The bytes up to the file's end, [`READ`] at most.
+    /// Reads block by block where a long read failed. The bytes up to the file's end, one read at most.
     async fn fill_readable(&mut self, offset: u64) -> usize {
-        let len = READ.min(self.file.size().saturating_sub(offset) as usize);
+        let len = self.read.min(self.file.size().saturating_sub(offset) as usize);
         for at in (0..len).step_by(BLOCK) {
             match self.file.read_at(offset + at as u64, BLOCK).await {
                 Ok(block) => self.bytes.extend_from_slice(&block),
@@ -140,14 +155,19 @@ impl<F: DiskFile> Window<F> {
         end.unwrap_or(position)
     }
 
-    /// The entry that stands where one is expected, its payload checked.
-    pub async fn entry(&mut self, expected: &Expected) -> Result<Entry, BadEntry> {
+    /// The entry that stands where one is expected, its payload not looked at.
+    pub async fn header(&mut self, expected: &Expected) -> Result<Entry, BadEntry> {
         let (seal, position) = (self.seal, expected.position);
         let decoded = decode_entry(self.bytes(position, ENTRY_HEADER_LEN).await, seal, expected);
         // A pad's header is shorter, and an entry may end with its block: only what is needed counts.
         let header_len = if matches!(decoded, Ok(Entry::Pad(_))) { PAD_HEADER_LEN } else { ENTRY_HEADER_LEN };
         self.check_readable(position, (position + header_len as u64).min(expected.limit))?;
-        let entry = decoded?;
+        decoded
+    }
+
+    /// The entry that stands where one is expected, its payload checked.
+    pub async fn entry(&mut self, expected: &Expected) -> Result<Entry, BadEntry> {
+        let entry = self.header(expected).await?;
         if let Entry::Full(header) = entry {
             let payload = header.payload_position();
             let sound = header.check_payload(self.payload(payload, header.length).await);
@@ -157,7 +177,8 @@ impl<F: DiskFile> Window<F> {
         Ok(entry)
     }
 
-    fn check_readable(&self, from: LogPosition, to: LogPosition) -> Result<(), BadEntry> {
+    /// Whether no block between two positions, as far as they were asked for, is one that the device cannot read.
+    pub fn check_readable(&self, from: LogPosition, to: LogPosition) -> Result<(), BadEntry> {
         self.unreadable(from, to).next().map_or(Ok(()), |(_, reason)| Err(BadEntry::Unreadable(reason.to_owned())))
     }
 
