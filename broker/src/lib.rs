@@ -4,3 +4,4 @@ pub mod engine;
 pub mod limits;
 pub mod log;
 pub mod shard;
+pub mod varint;

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `{base:020}-{epoch:010}` | a segment | read; a bad identity is damage |
 //! | `mark-{epoch:010}` | the mark of a run | read, unlinked once a fresh segment says as much |
+//! | `index-{base:020}-{epoch:010}` | the index of the segment of that name | left alone: whoever opens it checks it |
 //! | `spare-…` | a file of zeros, waiting to become a segment | unlinked |
 //! | `tmp-…` | a file that was never finished | unlinked |
 //! | `damaged-…` | a segment of bad identity, given up by `--accept-loss` | left alone, for whoever wants to look into it |
@@ -18,6 +19,7 @@ use super::segment::SegmentName;
 pub(super) enum FileKind {
     Segment(SegmentName),
     Mark,
+    Index(SegmentName),
     /// Of no use to another process than the one that made it.
     Leftover,
     Foreign,
@@ -30,6 +32,8 @@ impl FileKind {
             Self::Segment(segment)
         } else if name.strip_prefix("mark-").is_some_and(is_mark) {
             Self::Mark
+        } else if let Some(segment) = name.strip_prefix("index-").and_then(SegmentName::parse) {
+            Self::Index(segment)
         } else if name.starts_with("spare-") || name.starts_with("tmp-") {
             Self::Leftover
         } else {
@@ -49,6 +53,16 @@ pub(super) fn mark_name(epoch: Epoch) -> String {
 
 pub(super) fn temporary_mark_name(epoch: Epoch) -> String {
     format!("tmp-mark-{:010}", epoch.0)
+}
+
+/// The index of a sealed segment.
+pub(super) fn index_name(segment: SegmentName) -> String {
+    format!("index-{segment}")
+}
+
+/// The same before it counts.
+pub(super) fn temporary_index_name(segment: SegmentName) -> String {
+    format!("tmp-index-{segment}")
 }
 
 /// Where a segment goes whose identity is bad and whose loss was accepted.
@@ -72,11 +86,14 @@ mod tests {
         let segment = SegmentName { epoch: Epoch(3), base: LogPosition(4096) };
         assert_eq!(FileKind::of(&segment.to_string()), FileKind::Segment(segment));
         assert_eq!(FileKind::of(&mark_name(Epoch(3))), FileKind::Mark);
-        for name in [spare_name(Epoch(3), 7), temporary_mark_name(Epoch(3)), temporary_segment_name(Epoch(3))] {
+        assert_eq!(FileKind::of(&index_name(segment)), FileKind::Index(segment));
+        let temporary =
+            [temporary_mark_name(Epoch(3)), temporary_segment_name(Epoch(3)), temporary_index_name(segment)];
+        for name in temporary.into_iter().chain([spare_name(Epoch(3), 7)]) {
             assert_eq!(FileKind::of(&name), FileKind::Leftover, "{name}");
         }
         assert_eq!(FileKind::of(&damaged_name(segment)), FileKind::Foreign);
-        for name in ["lost+found", "mark-", "mark-1x", "4096-3", ".."] {
+        for name in ["lost+found", "mark-", "mark-1x", "4096-3", "index-4096-3", ".."] {
             assert_eq!(FileKind::of(name), FileKind::Foreign, "{name}");
         }
     }

@@ -9,6 +9,7 @@
 //! | `segment`, `ahead`, `task` | segment files, those made ahead, the work that the disk is asked for |
 //! | `mark` | how far the log was durable, for a start that finds nothing else |
 //! | `reader` | old entries, from the disk |
+//! | [`index`] | the index of a sealed segment: made, and asked; not used by the running log yet |
 //! | `window` | the entries of a segment one after the other, good told from bad |
 //! | [`disk`] | the traits that all I/O goes through; io_uring and tmpfs, and the simulated machine |
 //! | [`fault`] | switches for tests and the simulator's planted defects |
@@ -26,6 +27,7 @@ mod error;
 pub mod fault;
 mod files;
 mod flusher;
+pub mod index;
 mod layout;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]
 mod log;

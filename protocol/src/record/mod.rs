@@ -16,11 +16,13 @@
 
 mod batch;
 mod draft;
+mod outline;
 mod properties;
 mod section;
 
 pub use batch::{Batch, Record, Records};
 pub use draft::RecordDraft;
+pub use outline::{RecordOutline, SectionOutline};
 pub use properties::{Properties, push_property};
 pub use section::{Section, SectionNumber, Sections};
 

@@ -48,7 +48,7 @@ impl Survey {
                 FileKind::Segment(segment) => survey.read_segment(disk, options, segment).await?,
                 FileKind::Mark => survey.read_marks(disk, options, name).await?,
                 FileKind::Leftover => survey.leftovers.push(name),
-                FileKind::Foreign => {}
+                FileKind::Index(_) | FileKind::Foreign => {}
             }
         }
         Ok(survey)

@@ -111,7 +111,10 @@ impl Device {
     }
 }
 
-fn on_this_disk<F: Future<Output = ()>>(case: impl FnOnce(std::path::PathBuf, LogOptions) -> F + Send + 'static) {
+/// Runs a case on the disk that the build stands on, in a directory of its own.
+pub(in crate::log) fn on_this_disk<F: Future<Output = ()>>(
+    case: impl FnOnce(std::path::PathBuf, LogOptions) -> F + Send + 'static,
+) {
     let program = std::env::current_exe().unwrap();
     let directory = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
     let path = directory.path().to_path_buf();

@@ -3,7 +3,8 @@
 
 mod bench;
 mod damage;
-mod device;
+pub(super) mod device;
+mod indexing;
 mod loss;
 mod running;
 mod starting;
