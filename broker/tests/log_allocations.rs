@@ -18,6 +18,16 @@ impl Replay for Nothing {
     }
 
     fn lost(&mut self, _extent: Extent) {}
+
+    fn begin(&mut self) {}
+
+    fn restore(&mut self, _section: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn restored(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 fn draft(payload: &[u8], level: DurableLevel) -> EntryDraft {

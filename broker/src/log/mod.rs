@@ -7,6 +7,7 @@
 //! | `ring`, `placement` | the newest bytes; where the next entry goes |
 //! | `flusher` | which bytes are written when, and how far the log is durable |
 //! | `segment`, `ahead`, `task` | segment files, those made ahead, the work that the disk is asked for |
+//! | `checkpoint` | what the log says up to a position, so that a start reads only what came since |
 //! | `mark` | how far the log was durable, for a start that finds nothing else |
 //! | `reader` | old entries, from the disk |
 //! | [`index`] | the index of a sealed segment: made, and asked; not used by the running log yet |
@@ -15,11 +16,11 @@
 //! | [`fault`] | switches for tests and the simulator's planted defects |
 //!
 //! Decisions are plain state machines without I/O or clock, so that the broker and the simulator run the same code. Later
-//! parts find their place here: indexes are written when a segment is sealed (`Log`'s roll), checkpoints shorten what
-//! `recovery` scans, retention takes segments from the front of `reader`'s list.
+//! parts find their place here: indexes are written when a segment is sealed (`Log`'s roll), retention takes segments from the front of `reader`'s list.
 
 mod ahead;
 mod chain;
+mod checkpoint;
 mod counters;
 pub mod damage;
 pub mod disk;
@@ -43,10 +44,11 @@ mod task;
 mod tests;
 mod window;
 
+pub use checkpoint::{CheckpointError, CheckpointWriter, FinishedCheckpoint, PublishedCheckpoint};
 pub use counters::LogCounters;
 pub use error::{AppendRefused, CloseError, ReadError, StartError};
 pub use log::{Appended, COPY_STEP, CloseState, LargeAppend, Log, Progress};
-pub use options::{BootId, Directory, FlushOptions, LogOptions, OptionsError, RunId, Smallest};
+pub use options::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, OptionsError, RunId, Smallest};
 pub use reader::{DiskBytes, LogReader};
 pub use recovery::{Replay, RingFate, StartReport};
 pub use ring::RingUnfit;

@@ -55,6 +55,21 @@ impl Default for FlushOptions {
     }
 }
 
+/// When the state of the log's reader is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointOptions {
+    /// After so many bytes of log, which is what a start reads back at most, or
+    pub bytes: u64,
+    /// after so long, if anything came at all.
+    pub age: Nanos,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        Self { bytes: 256 << 20, age: Nanos::from_secs(30) }
+    }
+}
+
 /// All that a start of a shard's log needs to know.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
@@ -73,6 +88,7 @@ pub struct LogOptions {
     /// batch). At most a quarter of the ring and a segment less its identity block.
     pub largest_entry: u64,
     pub flush: FlushOptions,
+    pub checkpoint: CheckpointOptions,
     pub smallest: Smallest,
     /// `--accept-loss`: go on behind damage, naming what was given up in the log.
     pub accept_loss: bool,
@@ -113,6 +129,7 @@ impl LogOptions {
             segment_bytes: 256 << 20,
             largest_entry: (64 << 20) / ENTRY_PER_RING,
             flush: FlushOptions::default(),
+            checkpoint: CheckpointOptions::default(),
             smallest: Smallest::default(),
             accept_loss: false,
             discard_ring: None,

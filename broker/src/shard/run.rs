@@ -368,4 +368,14 @@ impl Replay for Replaying<'_> {
     fn lost(&mut self, extent: Extent) {
         self.0.accept_hole(&(extent.from..extent.to));
     }
+
+    fn begin(&mut self) {}
+
+    fn restore(&mut self, _section: &[u8]) -> Result<(), String> {
+        Err("no engine state yet".to_owned())
+    }
+
+    fn restored(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }

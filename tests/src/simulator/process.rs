@@ -67,6 +67,16 @@ impl Replay for ReplayInto<'_> {
     fn lost(&mut self, extent: Extent) {
         self.engine.accept_hole(&(extent.from..extent.to));
     }
+
+    fn begin(&mut self) {}
+
+    fn restore(&mut self, _section: &[u8]) -> Result<(), String> {
+        Err("no engine state yet".to_owned())
+    }
+
+    fn restored(&mut self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// What a start found.

@@ -11,6 +11,7 @@
 //! `now` is the shard's monotonic clock. Nothing on the path of a small append allocates, locks or formats.
 
 mod append;
+mod checkpoint;
 mod stop;
 mod work;
 
@@ -22,6 +23,7 @@ use peregrine_protocol::entry::{EntryHeader, EntrySeal};
 use peregrine_protocol::ids::{Epoch, LogPosition};
 
 use crate::log::ahead::SegmentsAhead;
+use crate::log::checkpoint::CheckpointKeeper;
 use crate::log::counters::LogCounters;
 use crate::log::disk::{BLOCK, Disk, RingHost};
 use crate::log::error::{ReadError, StartError};
@@ -99,6 +101,7 @@ pub struct Log<D: Disk, H: RingHost> {
     segments: VecDeque<OpenSegment<D>>,
     ahead: SegmentsAhead<D>,
     marks: MarkKeeper,
+    checkpoints: CheckpointKeeper,
     mark_file: Option<Rc<D::File>>,
     reader: LogReader<D>,
     /// In order of position.
@@ -125,7 +128,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     ) -> Result<(Self, StartReport), StartError> {
         options.check()?;
         let recovered = recovery::recover(&disk, &rings, &options, replay).await?;
-        let Recovered { fresh, ring, mut readable, report } = recovered;
+        let Recovered { fresh, ring, mut readable, checkpoints, report } = recovered;
         let start = ring.tail();
         readable.push(readable_segment(&fresh));
         let flush = options.fitted_flush();
@@ -137,6 +140,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             ring,
             ahead: SegmentsAhead::new(),
             marks: MarkKeeper::new(fresh.identity.durable),
+            checkpoints: CheckpointKeeper::new(options.checkpoint, checkpoints, start),
             mark_file: None,
             reader: LogReader::new(disk.clone(), readable),
             segments: VecDeque::from([fresh]),

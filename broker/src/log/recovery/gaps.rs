@@ -14,10 +14,17 @@ use crate::log::damage::{Extent, LostOffsets};
 pub(super) struct OffsetGaps {
     ends: HashMap<(TopicId, QueueId), QueueOffset>,
     any_lost: bool,
+    /// The log is not read from its first entry: how far queues were before is not known.
+    begins_late: bool,
     lost: Vec<LostOffsets>,
 }
 
 impl OffsetGaps {
+    /// `from_first`: the log is read from its first entry.
+    pub fn new(from_first: bool) -> Self {
+        Self { begins_late: !from_first, ..Self::default() }
+    }
+
     pub fn lost(mut self) -> Vec<LostOffsets> {
         self.lost.sort_unstable();
         self.lost
@@ -27,7 +34,8 @@ impl OffsetGaps {
 impl Replay for OffsetGaps {
     fn entry(&mut self, header: &EntryHeader, _payload: &[u8]) -> Result<(), String> {
         if header.kind == EntryKind::Batch {
-            let end = self.ends.entry((header.topic, header.queue)).or_default();
+            let first = if self.begins_late { header.base_offset } else { QueueOffset::default() };
+            let end = self.ends.entry((header.topic, header.queue)).or_insert(first);
             if self.any_lost && header.base_offset > *end {
                 let (topic, queue) = (header.topic, header.queue);
                 self.lost.push(LostOffsets { topic, queue, from: *end, to: header.base_offset });
@@ -39,5 +47,15 @@ impl Replay for OffsetGaps {
 
     fn lost(&mut self, _extent: Extent) {
         self.any_lost = true;
+    }
+
+    fn begin(&mut self) {}
+
+    fn restore(&mut self, _section: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn restored(&mut self) -> Result<(), String> {
+        Ok(())
     }
 }

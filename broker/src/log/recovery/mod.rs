@@ -25,8 +25,9 @@ use self::due_ring::{DueRing, RingTail, unfit};
 use self::fresh::Fresh;
 use self::gaps::OffsetGaps;
 use self::scan::Scan;
-use self::survey::Survey;
+use self::survey::{BadCheckpoint, Survey};
 use super::chain::Chain;
+use super::checkpoint::{CHECKPOINTS_KEPT, CheckpointError, CheckpointHead, CheckpointName, read_sections};
 use super::damage::{Damage, DamagedExtent, Extent};
 use super::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
 use super::error::StartError;
@@ -46,6 +47,15 @@ pub trait Replay {
     /// Entries may be missing between the last one and the next: offsets and sequences may jump. Unless this was accepted
     /// now or before, the start ends with an error after the whole log was read. Later starts call this at the same places.
     fn lost(&mut self, extent: Extent);
+
+    /// Forget everything: what follows are the sections of a checkpoint, or the log from its first entry.
+    fn begin(&mut self);
+
+    /// A section of a checkpoint, in order and checked. An error says that it cannot be what was saved.
+    fn restore(&mut self, section: &[u8]) -> Result<(), String>;
+
+    /// That was the last section; the log follows from where the checkpoint was begun.
+    fn restored(&mut self) -> Result<(), String>;
 }
 
 /// What became of the ring of the run before.
@@ -77,6 +87,10 @@ pub struct StartReport {
     pub base: LogPosition,
     pub start: LogPosition,
     pub ring: RingFate,
+    /// Where the checkpoint begins that this start goes on from.
+    pub checkpoint: Option<LogPosition>,
+    /// Checkpoints that were passed over, and why.
+    pub bad_checkpoints: Vec<(String, String)>,
     /// Messages that stood only in the ring.
     pub messages_from_ring: u64,
     /// Damage that this start accepted.
@@ -91,6 +105,8 @@ pub(super) struct Recovered<D: Disk, M> {
     pub ring: Ring<M>,
     /// The log's earlier segments.
     pub readable: Vec<ReadableSegment<D>>,
+    /// Good checkpoints, ascending.
+    pub checkpoints: Vec<CheckpointName>,
     pub report: StartReport,
 }
 
@@ -108,7 +124,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     replay: &mut dyn Replay,
 ) -> Result<Recovered<D, H::Memory>, StartError> {
     let reached = |step| options.faults.reached(step);
-    let survey = Survey::read(disk, options).await?;
+    let mut survey = Survey::read(disk, options).await?;
     let chain = Chain::read_back(&survey.segments);
     let given_up = notes::given_up(disk, options, &survey, &chain).await?;
     if !survey.is_sound(&given_up) && !options.accept_loss {
@@ -117,7 +133,9 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     let due = DueRing::find(rings, &survey, options)?;
     reached(RecoveryStep::Surveyed);
 
-    let mut scan = Scan::new(disk, options, &survey, &chain, &given_up, replay);
+    let checkpoint = restore(disk, &mut survey, replay).await;
+    let survey = survey;
+    let mut scan = Scan::new(disk, options, &survey, &chain, checkpoint.as_ref(), &given_up, replay);
     let cut = scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
     let messages_from_ring = match (&due.file, due.tail) {
         (Some((_, memory)), Some(tail)) => scan.read_ring(memory.bytes(), tail),
@@ -126,9 +144,12 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     let (accepted, given_up) = (scan.tally.open(), scan.tally.given_up().to_vec());
     let (durable, highest_seen, store_time) = (scan.durable, scan.highest, scan.store_time);
     if !accepted.is_empty() && !options.accept_loss {
-        let mut gaps = OffsetGaps::default();
+        let is_whole =
+            chain.links.first().is_none_or(|first| survey.segments[first.index].previous_end == LogPosition(0));
+        let mut gaps = OffsetGaps::new(is_whole);
         let skipped: Vec<_> = given_up.into_iter().chain(accepted.iter().map(|damaged| damaged.extent)).collect();
-        let mut scan = Scan::new(disk, options, &survey, &chain, &skipped, &mut gaps);
+        let from = checkpoint.as_ref().filter(|_| !is_whole);
+        let mut scan = Scan::new(disk, options, &survey, &chain, from, &skipped, &mut gaps);
         scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
         if let (Some((_, memory)), Some(tail)) = (&due.file, due.tail) {
             scan.read_ring(memory.bytes(), tail);
@@ -189,13 +210,44 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
         base: segment.identity.base,
         start: fresh.end(),
         ring: fate,
+        checkpoint: checkpoint.as_ref().map(|head| head.begin),
+        bad_checkpoints: survey
+            .bad_checkpoints
+            .iter()
+            .map(|bad| (bad.name.to_string(), bad.reason.to_string()))
+            .collect(),
         messages_from_ring,
         accepted,
         given_up,
     };
     let mut readable = readable_segments(&survey, &chain, cut);
     readable.truncate(readable.len() - usize::from(goes_on));
-    Ok(Recovered { fresh: segment, ring, readable, report })
+    let checkpoints = kept(&survey).map(CheckpointHead::name).collect();
+    Ok(Recovered { fresh: segment, ring, readable, checkpoints, report })
+}
+
+/// Restores `replay` from the newest good checkpoint. One whose sections are not good joins the bad ones: the one before it
+/// serves, or the log as a whole.
+async fn restore<D: Disk>(disk: &D, survey: &mut Survey, replay: &mut dyn Replay) -> Option<CheckpointHead> {
+    while let Some(head) = survey.checkpoints.last().cloned() {
+        replay.begin();
+        let mut read = read_sections(disk, &head, |section| replay.restore(section)).await;
+        if read.is_ok() {
+            let number = head.sections;
+            read = replay.restored().map_err(|reason| CheckpointError::Content { number, reason });
+        }
+        let Err(reason) = read else { return Some(head) };
+        survey.checkpoints.pop();
+        survey.bad_checkpoints.push(BadCheckpoint { name: head.name(), reason });
+        replay.begin();
+    }
+    None
+}
+
+/// The good checkpoints that stay.
+fn kept(survey: &Survey) -> impl Iterator<Item = &CheckpointHead> {
+    let heads = &survey.checkpoints;
+    heads[heads.len().saturating_sub(CHECKPOINTS_KEPT)..].iter()
 }
 
 fn damage(
@@ -205,7 +257,8 @@ fn damage(
     queues: Vec<super::damage::LostOffsets>,
 ) -> StartError {
     let segments = survey.bad.iter().map(|bad| (format!("segment {}", bad.name), bad.reason.clone()));
-    let files = segments.chain(survey.unreadable_marks.iter().cloned()).collect();
+    let checkpoints = survey.bad_checkpoints.iter().map(|bad| (bad.name.to_string(), bad.reason.to_string()));
+    let files = segments.chain(survey.unreadable_marks.iter().cloned()).chain(checkpoints).collect();
     StartError::Damage(Box::new(Damage { shard: options.shard, extents, files, queues }))
 }
 
@@ -311,7 +364,9 @@ async fn sync_segments<D: Disk>(
 /// that has a segment's name and is none was accepted as lost: it gets another name, so that no later start asks again.
 async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, chain: &Chain) -> Result<(), StartError> {
     let left_out = chain.left_out.iter().map(|&index| survey.segments[index].name().to_string());
-    let names: Vec<_> = survey.mark_files.iter().cloned().chain(left_out).collect();
+    let older = survey.checkpoints.len().saturating_sub(CHECKPOINTS_KEPT);
+    let older = survey.checkpoints[..older].iter().map(|head| head.name().to_string());
+    let names: Vec<_> = survey.mark_files.iter().cloned().chain(left_out).chain(older).collect();
     for name in &names {
         disk.remove(name).await.map_err(io_error(options, || format!("unlink {name}")))?;
     }
@@ -319,7 +374,12 @@ async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, chain:
         let (name, aside) = (bad.name.to_string(), files::damaged_name(bad.name));
         disk.rename(&name, &aside).await.map_err(io_error(options, || format!("put {name} aside as {aside}")))?;
     }
-    if names.is_empty() && survey.bad.is_empty() {
+    let damaged = survey.bad_checkpoints.iter().filter(|bad| bad.is_damaged());
+    for bad in damaged.clone() {
+        let (name, aside) = (bad.name.to_string(), files::damaged_checkpoint_name(bad.name));
+        disk.rename(&name, &aside).await.map_err(io_error(options, || format!("put {name} aside as {aside}")))?;
+    }
+    if names.is_empty() && survey.bad.is_empty() && damaged.count() == 0 {
         return Ok(());
     }
     disk.sync_directory().await.map_err(io_error(options, || "sync the shard's directory".to_owned()))

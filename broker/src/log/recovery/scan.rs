@@ -1,4 +1,4 @@
-//! Step 3: reads the log from its first entry, hands every entry to the engine, and finds the cut; tells a torn tail from
+//! Step 3: reads the log from its first entry, or from where a checkpoint was begun, hands every entry to the engine, and finds the cut; tells a torn tail from
 //! damage by every durable position that anything states.
 
 use peregrine_protocol::entry::{Entry, EntryHeader, EntryKind, EntrySeal};
@@ -9,6 +9,7 @@ use super::due_ring::RingTail;
 use super::survey::Survey;
 use super::{Replay, io_error};
 use crate::log::chain::{Chain, Link};
+use crate::log::checkpoint::CheckpointHead;
 use crate::log::damage::{DamageTally, Extent, decode_loss};
 use crate::log::disk::{Access, Disk, DiskFile};
 use crate::log::error::StartError;
@@ -26,6 +27,8 @@ pub(super) struct Scan<'a, D: Disk> {
     chain: &'a Chain,
     replay: &'a mut dyn Replay,
     seal: EntrySeal,
+    /// Reading begins here: what the log says below is known.
+    from: LogPosition,
     /// The epoch of the last entry: none behind it is lower.
     epoch: Epoch,
     /// The newest durable position that identities and marks state, and pads behind the first bad entry.
@@ -39,12 +42,13 @@ pub(super) struct Scan<'a, D: Disk> {
 }
 
 impl<'a, D: Disk> Scan<'a, D> {
-    /// `given_up`: what earlier starts gave up. None of it is read.
+    /// `from`: the checkpoint that `replay` was restored from. `given_up`: what earlier starts gave up. None of it is read.
     pub fn new(
         disk: &'a D,
         options: &'a LogOptions,
         survey: &'a Survey,
         chain: &'a Chain,
+        from: Option<&CheckpointHead>,
         given_up: &[Extent],
         replay: &'a mut dyn Replay,
     ) -> Self {
@@ -57,10 +61,11 @@ impl<'a, D: Disk> Scan<'a, D> {
             chain,
             replay,
             seal: options.seal(),
-            epoch: Epoch(0),
+            from: from.map_or(LogPosition(0), |head| head.begin),
+            epoch: from.map_or(Epoch(0), |head| head.epoch),
             durable: survey.durable(),
             highest: LogPosition(0),
-            store_time: Nanos::ZERO,
+            store_time: from.map_or(Nanos::ZERO, |head| head.store_time),
             pads_searched: false,
             tally,
         }
@@ -70,7 +75,15 @@ impl<'a, D: Disk> Scan<'a, D> {
     /// must be good. Without, it is where the good prefix expects its next entry.
     pub async fn read_segments(&mut self, ring_cut: Option<LogPosition>) -> Result<LogPosition, StartError> {
         let mut expected = LogPosition(0);
-        let mut holes = self.chain.holes.iter().peekable();
+        let mut holes = self
+            .chain
+            .holes
+            .iter()
+            .filter(|hole| hole.to > self.from)
+            .copied()
+            .collect::<Vec<_>>()
+            .into_iter()
+            .peekable();
         for (n, link) in self.chain.links.iter().enumerate() {
             if let Some(cut) = ring_cut
                 && link.base >= cut
@@ -80,11 +93,13 @@ impl<'a, D: Disk> Scan<'a, D> {
                 break;
             }
             while let Some(hole) = holes.next_if(|hole| hole.from < link.base) {
-                self.lose(*hole, "no segment holds these positions");
+                self.lose(hole, "no segment holds these positions");
             }
             expected = link.base;
             let limit = ring_cut.map_or(link.end, |cut| cut.min(link.end));
-            if let Some(torn) = self.read_link(n, link, limit, ring_cut.is_some()).await? {
+            if self.from < limit
+                && let Some(torn) = self.read_link(n, link, limit, ring_cut.is_some()).await?
+            {
                 return Ok(torn);
             }
             expected = expected.max(limit);
@@ -156,7 +171,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         let identity = &self.survey.segments[link.index];
         let is_last = n + 1 == self.chain.links.len();
         let mut window = open_window(self.disk, self.options, identity).await?;
-        let mut position = link.base;
+        let mut position = link.base.max(self.from);
         while position < limit {
             if let Some(to) = self.pass_over(position, limit) {
                 position = to;

@@ -3,6 +3,7 @@
 use peregrine_protocol::ids::{Epoch, LogPosition};
 
 use super::io_error;
+use crate::log::checkpoint::{CheckpointError, CheckpointHead, CheckpointName};
 use crate::log::damage::Extent;
 use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 use crate::log::error::StartError;
@@ -26,6 +27,20 @@ impl BadSegment {
     }
 }
 
+/// A checkpoint that no start can use.
+pub(super) struct BadCheckpoint {
+    pub name: CheckpointName,
+    pub reason: CheckpointError,
+}
+
+impl BadCheckpoint {
+    /// Whether its bytes are not what was written; else it is somebody else's.
+    pub fn is_damaged(&self) -> bool {
+        use CheckpointError::{Content, Head, Io, Name, Section};
+        matches!(self.reason, Head | Name | Section(_) | Content { .. } | Io(_))
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Survey {
     pub segments: Vec<Identity>,
@@ -34,6 +49,9 @@ pub(super) struct Survey {
     pub mark_files: Vec<String>,
     /// Those of the mark files that the device cannot read, and why.
     pub unreadable_marks: Vec<(String, String)>,
+    /// Good by their first blocks, ascending.
+    pub checkpoints: Vec<CheckpointHead>,
+    pub bad_checkpoints: Vec<BadCheckpoint>,
     /// Temporary files and spares of earlier processes.
     pub leftovers: Vec<String>,
 }
@@ -47,10 +65,12 @@ impl Survey {
             match FileKind::of(&name) {
                 FileKind::Segment(segment) => survey.read_segment(disk, options, segment).await?,
                 FileKind::Mark => survey.read_marks(disk, options, name).await?,
+                FileKind::Checkpoint(checkpoint) => survey.read_checkpoint(disk, options, checkpoint).await,
                 FileKind::Leftover => survey.leftovers.push(name),
                 FileKind::Index(_) | FileKind::Foreign => {}
             }
         }
+        survey.set_other_logs_aside();
         Ok(survey)
     }
 
@@ -98,6 +118,28 @@ impl Survey {
         Ok(())
     }
 
+    async fn read_checkpoint<D: Disk>(&mut self, disk: &D, options: &LogOptions, name: CheckpointName) {
+        let head = async {
+            let file = disk.open(&name.to_string(), Access::Read).await?;
+            let block = file.read_at(0, BLOCK).await?;
+            CheckpointHead::decode(&block, name, file.size(), options)
+        };
+        match head.await {
+            Ok(head) => self.checkpoints.push(head),
+            Err(reason) => self.bad_checkpoints.push(BadCheckpoint { name, reason }),
+        }
+    }
+
+    /// Checkpoints of a log that had this place before or after this one say nothing about it. Where no segment is good, those
+    /// that are here tell of the log that is gone.
+    fn set_other_logs_aside(&mut self) {
+        self.checkpoints.sort_unstable_by_key(CheckpointHead::name);
+        let Some(log) = self.newest().map(|newest| newest.log) else { return };
+        for other in self.checkpoints.extract_if(.., |head| head.log != log) {
+            self.bad_checkpoints.push(BadCheckpoint { name: other.name(), reason: CheckpointError::OtherLog });
+        }
+    }
+
     /// The segment of the highest epoch, then the highest base.
     pub fn newest(&self) -> Option<&Identity> {
         self.segments.iter().max_by_key(|identity| identity.name())
@@ -108,14 +150,16 @@ impl Survey {
         let segments = self.segments.iter().map(|identity| identity.epoch);
         let bad = self.bad.iter().map(|bad| bad.name.epoch);
         let marks = self.marks.iter().map(|mark| mark.epoch);
-        segments.chain(bad).chain(marks).max().unwrap_or_default()
+        let checkpoints = self.checkpoints.iter().map(|head| head.epoch);
+        segments.chain(bad).chain(marks).chain(checkpoints).max().unwrap_or_default()
     }
 
-    /// The newest durable position that identities and marks state.
+    /// The newest durable position that identities, marks and checkpoints state.
     pub fn durable(&self) -> LogPosition {
         let segments = self.segments.iter().map(|identity| identity.durable);
         let marks = self.marks.iter().map(|mark| mark.durable);
-        segments.chain(marks).max().unwrap_or_default()
+        let checkpoints = self.checkpoints.iter().map(|head| head.end);
+        segments.chain(marks).chain(checkpoints).max().unwrap_or_default()
     }
 
     /// The highest position that any file names, used or not; `None` where there is no file at all.
@@ -124,7 +168,8 @@ impl Survey {
         // What stood in it is not known, so it may have been full.
         let bad = self.bad.iter().map(|bad| bad.end);
         let marks = self.marks.iter().map(|mark| mark.durable);
-        segments.chain(bad).chain(marks).max()
+        let checkpoints = self.checkpoints.iter().map(|head| head.end);
+        segments.chain(bad).chain(marks).chain(checkpoints).max()
     }
 
     /// Whether no file but such as hold what was given up has a name that says more than the file itself. A start that gave

@@ -6,9 +6,10 @@ use peregrine_protocol::ids::{
     DurableLevel, LogPosition, Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence, ShardId, TopicId,
 };
 
+use crate::log::checkpoint::FinishedCheckpoint;
 use crate::log::damage::Extent;
 use crate::log::disk::simulated::{Conditions, Crash, Machine, SimulatedDisk, SimulatedRings, Tasks};
-use crate::log::disk::{BLOCK, Disk};
+use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 use crate::log::fault::Faults;
 use crate::log::log::{Appended, CloseState, Log};
 use crate::log::options::{BootId, Directory, LogOptions, RunId};
@@ -28,6 +29,10 @@ pub(super) struct Seen {
     pub numbers: Vec<u64>,
     pub headers: Vec<EntryHeader>,
     pub lost: Vec<Extent>,
+    /// How many of the numbers came from a checkpoint.
+    pub restored: usize,
+    /// How often it was told to begin anew.
+    pub begun: usize,
 }
 
 impl Replay for Seen {
@@ -50,6 +55,25 @@ impl Replay for Seen {
 
     fn lost(&mut self, extent: Extent) {
         self.lost.push(extent);
+    }
+
+    fn begin(&mut self) {
+        *self = Self { begun: self.begun + 1, ..Self::default() };
+    }
+
+    /// A section is a row of numbers.
+    fn restore(&mut self, section: &[u8]) -> Result<(), String> {
+        let (numbers, rest) = section.as_chunks::<8>();
+        if !rest.is_empty() {
+            return Err("it is no row of numbers".to_owned());
+        }
+        self.numbers.extend(numbers.iter().map(|number| u64::from_le_bytes(*number)));
+        self.restored = self.numbers.len();
+        Ok(())
+    }
+
+    fn restored(&mut self) -> Result<(), String> {
+        Ok(())
     }
 }
 
@@ -115,6 +139,24 @@ impl Bench {
     pub fn set_readable(&self, name: &str, base: LogPosition, position: LogPosition, readable: bool) {
         let block = (position - base) as usize / BLOCK + 1;
         self.machine.set_readable(0, name, block, readable);
+    }
+
+    pub fn read_whole(&self, name: &str) -> Vec<u8> {
+        self.machine.block_on(async {
+            let file = self.machine.disk(0).open(name, Access::Read).await.unwrap();
+            file.read_at(0, file.size() as usize).await.unwrap()
+        })
+    }
+
+    /// Makes a file of these bytes.
+    pub fn write_whole(&self, name: &str, bytes: &[u8]) {
+        self.machine.block_on(async {
+            let disk = self.machine.disk(0);
+            let file = disk.create(name, bytes.len() as u64).await.unwrap();
+            file.write_at(bytes.to_vec(), 0).await.unwrap();
+            file.sync().await.unwrap();
+            disk.sync_directory().await.unwrap();
+        });
     }
 
     /// Flips a bit of the byte at an offset of a file.
@@ -194,6 +236,28 @@ impl Process {
             self.wait();
         }
         panic!("it does not come");
+    }
+
+    /// Writes a checkpoint that says what was appended so far, in sections of three numbers; it counts when this returns.
+    pub fn checkpoint(&mut self, numbers: &[u64]) {
+        let finished = self.write_checkpoint(numbers);
+        self.wait_durable();
+        let published = self.machine.block_on(self.log.publish_checkpoint(finished)).unwrap();
+        self.log.checkpoint_ended(Some(published), self.now());
+    }
+
+    /// The same without a name: it does not count.
+    pub fn write_checkpoint(&mut self, numbers: &[u64]) -> FinishedCheckpoint<SimulatedDisk> {
+        let (begin, now) = (self.log.tail(), self.now());
+        let writer = self.log.begin_checkpoint(begin, Nanos::ZERO, now);
+        self.machine.block_on(async {
+            let mut writer = writer.await.unwrap();
+            for section in numbers.chunks(3) {
+                let bytes: Vec<u8> = section.iter().flat_map(|number| number.to_le_bytes()).collect();
+                writer.section(&bytes).await.unwrap();
+            }
+            writer.finish(begin).await.unwrap()
+        })
     }
 
     pub fn wait_durable(&mut self) {

@@ -2,6 +2,7 @@
 //! simulator's business; here are the cases that have a name.
 
 mod bench;
+mod checkpoint;
 mod damage;
 pub(super) mod device;
 mod indexing;

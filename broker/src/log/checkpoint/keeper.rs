@@ -1,0 +1,118 @@
+//! When a checkpoint is due, and which are kept: the two newest. What retired segments said stands in checkpoints alone, so that
+//! one must be readable; with two of them the loss of either takes nothing.
+
+use std::collections::VecDeque;
+
+use peregrine_protocol::ids::{LogPosition, Nanos};
+
+use super::head::CheckpointName;
+use crate::log::options::CheckpointOptions;
+
+/// After one that failed, when to try again.
+const RETRY: Nanos = Nanos::from_secs(5);
+/// The newest so many are kept.
+pub const CHECKPOINTS_KEPT: usize = 2;
+
+#[derive(Debug)]
+pub struct CheckpointKeeper {
+    options: CheckpointOptions,
+    /// Ascending, [`CHECKPOINTS_KEPT`] at most.
+    kept: VecDeque<CheckpointName>,
+    /// Where the last good one of this run began, or the run itself, and when.
+    last: (LogPosition, Nanos),
+    under_way: Option<(LogPosition, Nanos)>,
+    not_before: Nanos,
+}
+
+impl CheckpointKeeper {
+    /// A run whose appends begin at `start`. `kept`: the good ones that it found, ascending.
+    pub fn new(options: CheckpointOptions, kept: impl IntoIterator<Item = CheckpointName>, start: LogPosition) -> Self {
+        Self {
+            options,
+            kept: kept.into_iter().collect(),
+            last: (start, Nanos::ZERO),
+            under_way: None,
+            not_before: Nanos::ZERO,
+        }
+    }
+
+    /// When one is due, the log's appends ending at `tail`; `None` while nothing has come since the last one.
+    pub fn due(&self, tail: LogPosition) -> Option<Nanos> {
+        let (last, since) = self.last;
+        let grown = tail.0.saturating_sub(last.0);
+        if self.under_way.is_some() || grown == 0 {
+            return None;
+        }
+        let due = if grown >= self.options.bytes { Nanos::ZERO } else { since + self.options.age.0 };
+        Some(due.max(self.not_before))
+    }
+
+    pub fn begin(&mut self, at: LogPosition, now: Nanos) {
+        assert!(self.under_way.is_none(), "one at a time");
+        self.under_way = Some((at, now));
+    }
+
+    /// The names that the one under way makes superfluous.
+    pub fn superseded(&self) -> Vec<String> {
+        let superfluous = self.kept.len().saturating_sub(CHECKPOINTS_KEPT - 1);
+        self.kept.iter().take(superfluous).map(ToString::to_string).collect()
+    }
+
+    /// The one under way has its name; `None`: it failed, or was given up.
+    pub fn end(&mut self, published: Option<CheckpointName>, now: Nanos) {
+        let Some(begun) = self.under_way.take() else { unreachable!("what ends was begun") };
+        let Some(name) = published else {
+            self.not_before = now + RETRY.0;
+            return;
+        };
+        self.last = begun;
+        while self.kept.len() >= CHECKPOINTS_KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(name);
+    }
+
+    /// Where the older of the two that are kept begins: no start needs what the log says below.
+    pub fn covers(&self) -> LogPosition {
+        if self.kept.len() < CHECKPOINTS_KEPT { LogPosition(0) } else { self.kept[0].begin }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peregrine_protocol::ids::Epoch;
+
+    use super::*;
+
+    fn name(begin: u64) -> CheckpointName {
+        CheckpointName { begin: LogPosition(begin), epoch: Epoch(1) }
+    }
+
+    #[test]
+    fn one_is_due_after_growth_or_time_and_none_while_nothing_comes() {
+        let options = CheckpointOptions { bytes: 1000, age: Nanos::from_secs(30) };
+        let mut keeper = CheckpointKeeper::new(options, [], LogPosition(500));
+        assert_eq!(keeper.due(LogPosition(500)), None);
+        assert_eq!(keeper.due(LogPosition(501)), Some(Nanos::from_secs(30)));
+        assert_eq!(keeper.due(LogPosition(1500)), Some(Nanos::ZERO));
+        keeper.begin(LogPosition(1500), Nanos::from_secs(40));
+        assert_eq!(keeper.due(LogPosition(9000)), None, "one at a time");
+        keeper.end(None, Nanos::from_secs(41));
+        assert_eq!(keeper.due(LogPosition(1500)), Some(Nanos::from_secs(46)), "one that failed is tried again");
+        keeper.begin(LogPosition(1500), Nanos::from_secs(46));
+        keeper.end(Some(name(1500)), Nanos::from_secs(47));
+        assert_eq!(keeper.due(LogPosition(1501)), Some(Nanos::from_secs(76)));
+    }
+
+    #[test]
+    fn the_two_newest_are_kept_and_the_older_one_counts() {
+        let mut keeper = CheckpointKeeper::new(CheckpointOptions::default(), [name(10)], LogPosition(10));
+        assert_eq!(keeper.covers(), LogPosition(0), "the loss of the only one must take nothing");
+        for (begin, superseded, covers) in [(20, vec![], 10), (30, vec![name(10).to_string()], 20)] {
+            keeper.begin(LogPosition(begin), Nanos::ZERO);
+            assert_eq!(keeper.superseded(), superseded);
+            keeper.end(Some(name(begin)), Nanos::ZERO);
+            assert_eq!(keeper.covers(), LogPosition(covers));
+        }
+    }
+}
