@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use peregrine_broker::control::check;
 use peregrine_broker::control::checks::{self, Refusal, Rings};
 use peregrine_broker::control::configuration::{Command, Configuration, EchoOptions, parse};
 use peregrine_broker::control::directory::DataDirectory;
@@ -31,6 +32,11 @@ fn main() -> ExitCode {
     let outcome = match parse(std::env::args_os(), environment) {
         Ok(Command::Print(text)) => io::stdout().write_all(text.as_bytes()).map_err(|error| error.to_string()),
         Ok(Command::Serve(configuration)) => serve(*configuration, started),
+        Ok(Command::Check(data)) => match check::check(&data) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!("{} is damaged", data.display())),
+            Err(sentence) => Err(sentence),
+        },
         Ok(Command::Echo(options)) => serve_echo(&options, started),
         Err(sentence) => {
             eprintln!("peregrine-broker: {sentence}");

@@ -50,7 +50,12 @@ impl DataDirectory {
         Self::lock_with(path, sync_directory)
     }
 
-    /// The same, with what makes the names in a directory durable.
+    /// Locks a directory that was made before.
+    pub fn lock_existing(path: &Path) -> Result<Self, DirectoryError> {
+        if path.join(IDENTITY).is_file() { Self::lock(path) } else { Err(DirectoryError::None(path.to_owned())) }
+    }
+
+    /// The same as [`Self::lock`], with what makes the names in a directory durable.
     fn lock_with(path: &Path, mut sync: impl FnMut(&Path) -> io::Result<()>) -> Result<Self, DirectoryError> {
         let io = |doing| move |source| DirectoryError::Io { path: path.to_owned(), doing, source };
         if !path.is_dir() {
@@ -82,6 +87,12 @@ impl DataDirectory {
         }
     }
 
+    /// Who the directory is that exists already.
+    pub fn existing_identity(&self) -> Result<Identity, DirectoryError> {
+        let stored = self.read_identity()?.ok_or_else(|| DirectoryError::None(self.path.clone()))?;
+        self.about(&stored)
+    }
+
     /// Who the directory is. A new one gets an identity with `shards`, or `default_shards` where that is `None`; an existing one
     /// must have as many as `shards` says.
     pub fn identity(&self, shards: Option<u16>, default_shards: u16) -> Result<Identity, DirectoryError> {
@@ -92,6 +103,10 @@ impl DataDirectory {
         if let Some(asked) = shards.filter(|&asked| asked != stored.shards) {
             return Err(DirectoryError::Shards { path: self.path.clone(), stored: stored.shards, asked });
         }
+        self.about(&stored)
+    }
+
+    fn about(&self, stored: &Stored) -> Result<Identity, DirectoryError> {
         let about = std::fs::metadata(&self.path).map_err(|error| self.io("look at", error))?;
         Ok(Identity {
             id: stored.id,
@@ -163,6 +178,8 @@ pub enum DirectoryError {
         .path.display()
     )]
     Foreign { path: PathBuf, found: String },
+    #[error("there is no data directory {}", .0.display())]
+    None(PathBuf),
     #[error("the identity of the data directory {} cannot be used: {reason}; bring the file back from a copy", .path.display())]
     Identity { path: PathBuf, reason: String },
     #[error("cannot {doing} the data directory {}: {source}", .path.display())]

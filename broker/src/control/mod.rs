@@ -1,5 +1,6 @@
 //! What is not on the path of a message: configuration, the checks of a start, the data directory's identity, logs, signals.
 
+pub mod check;
 pub mod checks;
 pub mod configuration;
 pub mod directory;

@@ -50,6 +50,6 @@ pub use error::{AppendRefused, CloseError, ReadError, StartError};
 pub use log::{Appended, COPY_STEP, CloseState, LargeAppend, Log, Progress};
 pub use options::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, OptionsError, RunId, Smallest};
 pub use reader::{DiskBytes, LogReader};
-pub use recovery::{Replay, RingFate, StartReport};
+pub use recovery::{CheckReport, Replay, RingFate, StartReport};
 pub use ring::RingUnfit;
 pub use task::{Completion, LogTask};

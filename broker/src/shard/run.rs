@@ -336,7 +336,7 @@ fn kill_this_process() {
 }
 
 /// The directory of a shard's log.
-fn shard_directory(data: &Path, shard: ShardId) -> PathBuf {
+pub fn shard_directory(data: &Path, shard: ShardId) -> PathBuf {
     data.join(format!("shard-{:04}", shard.0))
 }
 

@@ -21,6 +21,8 @@ pub enum Command {
     Serve(Box<Configuration>),
     /// Hidden: send every byte back, for the load generator's floor.
     Echo(EchoOptions),
+    /// Verify the data directory at this path.
+    Check(PathBuf),
     /// Print this and end: help, version, the reference.
     Print(String),
 }
@@ -52,6 +54,10 @@ pub fn parse(
             let listen = draft.listen.ok_or("--listen is needed")?;
             let core = matches.get_one::<usize>("core").copied();
             Ok(Command::Echo(EchoOptions { listen, idle: draft.idle, adaptive_spin: draft.adaptive_spin, core }))
+        }
+        Some(("check", matches)) => {
+            let (draft, _) = gather(matches, &environment, None)?;
+            Ok(Command::Check(draft.data.ok_or("say where the data lies: --data DIR or PEREGRINE_DATA")?))
         }
         Some(("reference", _)) => Ok(Command::Print(super::reference())),
         _ => serve(&matches, &environment).map(|configuration| Command::Serve(Box::new(configuration))),
@@ -136,6 +142,15 @@ fn command() -> clap::Command {
         .arg(config)
         .args(TABLE.iter().map(argument))
         .subcommand(clap::Command::new("echo").hide(true).arg(core).args(TABLE.iter().filter(of_echo).map(argument)))
+        .subcommand(
+            clap::Command::new("check")
+                .about("Verify a data directory that no broker has open: every entry, the staging rings, the checkpoints")
+                .long_about(
+                    "Verifies a data directory that no broker has open, and changes nothing in it. A report in JSON goes to \
+                     standard output, sentences and progress to standard error. Exit code 1: it is damaged.",
+                )
+                .args(TABLE.iter().filter(|row| row.key == "data").map(argument)),
+        )
         .subcommand(
             clap::Command::new("reference").about("Print CONFIGURATION.md: every setting and why it is as it is"),
         )

@@ -31,7 +31,7 @@ use crate::log::flusher::Flusher;
 use crate::log::mark::MarkKeeper;
 use crate::log::options::LogOptions;
 use crate::log::reader::{DiskBytes, LogReader, ReadableSegment};
-use crate::log::recovery::{self, Recovered, Replay, StartReport};
+use crate::log::recovery::{self, CheckReport, Recovered, Replay, StartReport};
 use crate::log::ring::Ring;
 use crate::log::task::{LogTask, OpenSegment};
 
@@ -156,6 +156,18 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             options,
         };
         Ok((log, report))
+    }
+
+    /// Verifies a whole log that no process has open, and changes nothing. `progress` is told positions as they are reached, and
+    /// where the last segment ends. The caller holds the data directory's lock.
+    pub async fn check(
+        disk: D,
+        rings: H,
+        options: LogOptions,
+        progress: &mut dyn FnMut(LogPosition, LogPosition),
+    ) -> Result<CheckReport, StartError> {
+        options.check()?;
+        recovery::check(&disk, &rings, &options, progress).await
     }
 
     pub fn epoch(&self) -> Epoch {

@@ -9,12 +9,16 @@
 //! Nothing beyond the cut comes back; nothing recovered is built on before it is durable; a position is never used twice;
 //! nothing that an earlier process had open is written again, for its direct writes may still land.
 
+mod check;
 mod due_ring;
 mod fresh;
 mod gaps;
 mod notes;
 mod scan;
 mod survey;
+
+pub use check::CheckReport;
+pub(super) use check::check;
 
 use std::io;
 
@@ -24,11 +28,11 @@ use peregrine_protocol::ids::{Epoch, LogPosition};
 use self::due_ring::{DueRing, RingTail, unfit};
 use self::fresh::Fresh;
 use self::gaps::OffsetGaps;
-use self::scan::Scan;
+use self::scan::{Scan, ScanStart};
 use self::survey::{BadCheckpoint, Survey};
 use super::chain::Chain;
 use super::checkpoint::{CHECKPOINTS_KEPT, CheckpointError, CheckpointHead, CheckpointName, read_sections};
-use super::damage::{Damage, DamagedExtent, Extent};
+use super::damage::{Damage, DamagedExtent, Extent, LostOffsets};
 use super::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
 use super::error::StartError;
 use super::fault::{Planted, RecoveryStep};
@@ -135,7 +139,8 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
 
     let checkpoint = restore(disk, &mut survey, replay).await;
     let survey = survey;
-    let mut scan = Scan::new(disk, options, &survey, &chain, checkpoint.as_ref(), &given_up, replay);
+    let start = ScanStart::behind(checkpoint.as_ref());
+    let mut scan = Scan::new(disk, options, &survey, &chain, start, &given_up, replay);
     let cut = scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
     let messages_from_ring = match (&due.file, due.tail) {
         (Some((_, memory)), Some(tail)) => scan.read_ring(memory.bytes(), tail),
@@ -144,17 +149,13 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     let (accepted, given_up) = (scan.tally.open(), scan.tally.given_up().to_vec());
     let (durable, highest_seen, store_time) = (scan.durable, scan.highest, scan.store_time);
     if !accepted.is_empty() && !options.accept_loss {
-        let is_whole =
-            chain.links.first().is_none_or(|first| survey.segments[first.index].previous_end == LogPosition(0));
-        let mut gaps = OffsetGaps::new(is_whole);
+        // Offsets are told as far as the log goes back, whatever the start began with.
+        let is_whole = chain.links.first().is_none_or(|first| survey.segments[first.index].previous_end.0 == 0);
+        let from = if is_whole { ScanStart::default() } else { start };
+        let ring = due.file.as_ref().zip(due.tail).map(|((_, memory), tail)| (memory.bytes(), tail));
         let skipped: Vec<_> = given_up.into_iter().chain(accepted.iter().map(|damaged| damaged.extent)).collect();
-        let from = checkpoint.as_ref().filter(|_| !is_whole);
-        let mut scan = Scan::new(disk, options, &survey, &chain, from, &skipped, &mut gaps);
-        scan.read_segments(due.tail.map(|tail| tail.durable)).await?;
-        if let (Some((_, memory)), Some(tail)) = (&due.file, due.tail) {
-            scan.read_ring(memory.bytes(), tail);
-        }
-        return Err(damage(options, &survey, accepted, gaps.lost()));
+        let queues = lost_offsets(disk, options, &survey, &chain, from, ring, &skipped).await?;
+        return Err(damage(options, &survey, accepted, queues));
     }
     reached(RecoveryStep::Cut);
 
@@ -250,16 +251,35 @@ fn kept(survey: &Survey) -> impl Iterator<Item = &CheckpointHead> {
     heads[heads.len().saturating_sub(CHECKPOINTS_KEPT)..].iter()
 }
 
-fn damage(
+fn damage(options: &LogOptions, survey: &Survey, extents: Vec<DamagedExtent>, queues: Vec<LostOffsets>) -> StartError {
+    StartError::Damage(Box::new(damage_in(options, survey, extents, queues)))
+}
+
+/// Which offsets the damage took: a second pass over the log that passes over what is damaged or was given up.
+async fn lost_offsets<D: Disk>(
+    disk: &D,
     options: &LogOptions,
     survey: &Survey,
-    extents: Vec<DamagedExtent>,
-    queues: Vec<super::damage::LostOffsets>,
-) -> StartError {
+    chain: &Chain,
+    from: ScanStart,
+    ring: Option<(&[u8], RingTail)>,
+    skipped: &[Extent],
+) -> Result<Vec<LostOffsets>, StartError> {
+    let mut gaps = OffsetGaps::new(from.position == LogPosition(0));
+    let mut scan = Scan::new(disk, options, survey, chain, from, skipped, &mut gaps);
+    scan.read_segments(ring.map(|(_, tail)| tail.durable)).await?;
+    if let Some((bytes, tail)) = ring {
+        scan.read_ring(bytes, tail);
+    }
+    Ok(gaps.lost())
+}
+
+/// All that was found to be wrong.
+fn damage_in(options: &LogOptions, survey: &Survey, extents: Vec<DamagedExtent>, queues: Vec<LostOffsets>) -> Damage {
     let segments = survey.bad.iter().map(|bad| (format!("segment {}", bad.name), bad.reason.clone()));
     let checkpoints = survey.bad_checkpoints.iter().map(|bad| (bad.name.to_string(), bad.reason.to_string()));
     let files = segments.chain(survey.unreadable_marks.iter().cloned()).chain(checkpoints).collect();
-    StartError::Damage(Box::new(Damage { shard: options.shard, extents, files, queues }))
+    Damage { shard: options.shard, extents, files, queues }
 }
 
 /// Unlinks what is of no use to this process. The directory is synced whether or not there was anything: names that the fresh

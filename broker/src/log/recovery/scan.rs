@@ -19,6 +19,28 @@ use crate::log::ring::leftover;
 use crate::log::segment::Identity;
 use crate::log::window::{BadEntry, Expected, Window, decode_entry};
 
+/// Where a pass over the log begins, and what is known of what lies before.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ScanStart {
+    /// Where an entry begins.
+    pub position: LogPosition,
+    /// No entry from there on has a lower one.
+    pub epoch: Epoch,
+    /// Of the last entry before.
+    pub store_time: Nanos,
+}
+
+impl ScanStart {
+    /// Behind what a checkpoint says; at the log's first entry without one.
+    pub fn behind(checkpoint: Option<&CheckpointHead>) -> Self {
+        checkpoint.map_or_else(Self::default, |head| Self {
+            position: head.begin,
+            epoch: head.epoch,
+            store_time: head.store_time,
+        })
+    }
+}
+
 /// One pass over the log.
 pub(super) struct Scan<'a, D: Disk> {
     disk: &'a D,
@@ -42,13 +64,13 @@ pub(super) struct Scan<'a, D: Disk> {
 }
 
 impl<'a, D: Disk> Scan<'a, D> {
-    /// `from`: the checkpoint that `replay` was restored from. `given_up`: what earlier starts gave up. None of it is read.
+    /// `given_up`: what earlier starts gave up. None of it is read.
     pub fn new(
         disk: &'a D,
         options: &'a LogOptions,
         survey: &'a Survey,
         chain: &'a Chain,
-        from: Option<&CheckpointHead>,
+        start: ScanStart,
         given_up: &[Extent],
         replay: &'a mut dyn Replay,
     ) -> Self {
@@ -61,11 +83,11 @@ impl<'a, D: Disk> Scan<'a, D> {
             chain,
             replay,
             seal: options.seal(),
-            from: from.map_or(LogPosition(0), |head| head.begin),
-            epoch: from.map_or(Epoch(0), |head| head.epoch),
+            from: start.position,
+            epoch: start.epoch,
             durable: survey.durable(),
             highest: LogPosition(0),
-            store_time: from.map_or(Nanos::ZERO, |head| head.store_time),
+            store_time: start.store_time,
             pads_searched: false,
             tally,
         }
