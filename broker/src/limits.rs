@@ -85,7 +85,7 @@ pub const INDEX_STRETCH: u64 = 64 * KIB as u64;
 /// 1 GiB; the largest ring may stand before that.
 pub const INDEX_SEGMENT_MAX: u64 = 8 << 32;
 /// What the making of an index does between two turns of the reactor, as it counts its own work. Measured, a usual step takes
-/// 20 µs and 99 of 100 take less than 50 (`cargo test -p peregrine-broker --lib log::index::tests::device -- --ignored --nocapture`).
+/// 20 µs and 99 of 100 take less than about 50, single ones longer (`cargo test -p peregrine-broker --lib log::index::tests::device -- --ignored --nocapture`).
 pub const INDEX_STEP: Nanos = Nanos::from_micros(30);
 /// How long it rests in between, at the least: two thirds of a core are left to others.
 pub const INDEX_REST: Duration = Duration::from_micros(50);

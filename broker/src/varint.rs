@@ -54,7 +54,9 @@ mod tests {
         #[test]
         fn values_read_back_one_after_the_other(values in prop::collection::vec(any::<u64>().prop_map(|n| n >> (n % 64)), 0..50)) {
             let mut out = Vec::new();
-            values.iter().for_each(|&value| put(&mut out, value));
+            for &value in &values {
+                put(&mut out, value);
+            }
             let mut at = 0;
             let read: Option<Vec<_>> = values.iter().map(|_| take(&out, &mut at)).collect();
             prop_assert_eq!((read, at), (Some(values), out.len()));

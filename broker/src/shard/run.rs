@@ -3,7 +3,7 @@
 
 use crate::control::checks::ring_file;
 use crate::control::settings::{Identity, Ready, Settings, TestFault, WithoutTmpfs};
-use crate::engine::{Engine, EngineOptions, HOME, MembershipOptions, MemoryLevel};
+use crate::engine::{CatalogueSnapshot, Engine, EngineOptions, HOME, MembershipOptions, MemoryLevel};
 use crate::limits::BACKGROUND_SHARES;
 use crate::log::damage::{DamagedExtent, Extent};
 use crate::log::disk::tmpfs::TmpfsRings;
@@ -26,7 +26,7 @@ use crate::shard::watchdog::Watchdog;
 use crate::shard::{flusher, forwarding, listener, mesh, sweeper};
 use glommio::{Latency, Shares};
 use peregrine_protocol::entry::EntryHeader;
-use peregrine_protocol::ids::ShardId;
+use peregrine_protocol::ids::{LogPosition, ShardId};
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
@@ -221,19 +221,13 @@ async fn recover(
         (None, WithoutTmpfs::Raise) => MemoryLevel::Raised,
         (None, WithoutTmpfs::Refuse) => MemoryLevel::Refused,
     };
-    let mut engine = Engine::new(EngineOptions {
-        shard: id,
-        shards: settings.shards,
-        memory_level,
-        group_drain: settings.groups.drain,
-    });
-    if id != HOME {
-        engine.install_catalogue(startup.catalogue().await.ok_or(RunError::Aborted)?);
-    }
+    let engine = EngineOptions { shard: id, shards: settings.shards, memory_level, group_drain: settings.groups.drain };
+    let catalogue = if id == HOME { None } else { Some(startup.catalogue().await.ok_or(RunError::Aborted)?) };
     let disk = UringDisk::new(shard_directory(&settings.data, id));
     let options = log_options(settings, identity, id)?;
-    let mut replaying = Replaying(&mut engine);
+    let mut replaying = Replaying::new(engine, catalogue);
     let (log, report) = Log::start(disk, TmpfsRings, options, &mut replaying).await?;
+    let mut engine = replaying.engine;
     engine.recovered(log.published());
     tell(id, &report);
     if id == HOME {
@@ -261,6 +255,9 @@ fn tell(shard: ShardId, report: &StartReport) {
         messages_from_ring = report.messages_from_ring,
         "the shard's log is recovered"
     );
+    for (name, reason) in &report.bad_checkpoints {
+        tracing::warn!(shard = shard.0, checkpoint = name, reason, "a checkpoint is of no use and was passed over");
+    }
     for damaged in &report.accepted {
         let DamagedExtent { extent, reason } = damaged;
         tracing::warn!(shard = shard.0, positions = %extent, %reason, "damage was accepted");
@@ -358,24 +355,43 @@ fn sync_names(data: &Path) -> Result<(), RunError> {
 }
 
 /// Hands the log's entries to the engine.
-struct Replaying<'a>(&'a mut Engine);
+struct Replaying {
+    engine: Engine,
+    options: EngineOptions,
+    /// What shard 0 said at this start; `None` on shard 0.
+    catalogue: Option<CatalogueSnapshot>,
+}
 
-impl Replay for Replaying<'_> {
+impl Replaying {
+    fn new(options: EngineOptions, catalogue: Option<CatalogueSnapshot>) -> Self {
+        let mut replaying = Self { engine: Engine::new(options), options, catalogue };
+        replaying.begin();
+        replaying
+    }
+}
+
+impl Replay for Replaying {
     fn entry(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), String> {
-        self.0.apply(header, payload).map(drop).map_err(|error| error.to_string())
+        self.engine.apply(header, payload).map(drop).map_err(|error| error.to_string())
     }
 
     fn lost(&mut self, extent: Extent) {
-        self.0.accept_hole(&(extent.from..extent.to));
+        self.engine.accept_hole(&(extent.from..extent.to));
     }
 
-    fn begin(&mut self) {}
+    fn begin(&mut self) {
+        self.engine = Engine::new(self.options);
+        if let Some(catalogue) = &self.catalogue {
+            self.engine.install_catalogue(catalogue.clone());
+        }
+    }
 
-    fn restore(&mut self, _section: &[u8]) -> Result<(), String> {
-        Err("no engine state yet".to_owned())
+    fn restore(&mut self, section: &[u8]) -> Result<(), String> {
+        self.engine.restore(section).map_err(|error| error.to_string())
     }
 
     fn restored(&mut self) -> Result<(), String> {
-        Ok(())
+        // All batches stand in the checkpoint: nothing is looked up in the indexes of segments yet.
+        self.engine.restore_end(LogPosition(0)).map_err(|error| error.to_string())
     }
 }

@@ -306,18 +306,6 @@ fn fenced_and_deleted_are_the_end() {
     }
 }
 
-/// Where the connection has as many subscriptions as it may: nothing stands still without a word.
-#[test]
-fn a_queue_that_the_broker_will_not_serve_ends_the_member_with_the_reason() {
-    let mut it = Alone::joined(1);
-    it.assign(1, &[0, 2]);
-    it.subscribe(0);
-    it.core.subscribed(Ticket(2), Err(refusal(ErrorCode::LimitReached)), it.now);
-    assert!(it.core.is_over());
-    assert_eq!(it.core.failure().and_then(Error::code), Some(ErrorCode::LimitReached));
-    assert!(matches!(it.actions()[..], [.., Action::Unsubscribe(..)]));
-}
-
 #[test]
 fn a_deleted_topic_is_told_and_ends_nothing_else() {
     let mut it = Alone::joined(1);

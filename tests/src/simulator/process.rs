@@ -53,12 +53,14 @@ pub struct Shard {
 }
 
 /// What a start hands over, entry by entry.
-struct ReplayInto<'a> {
+struct ReplayInto<'a, P> {
     engine: &'a mut Engine,
+    options: EngineOptions,
+    prepare: P,
     found: &'a mut Vec<EntryHeader>,
 }
 
-impl Replay for ReplayInto<'_> {
+impl<P: Fn(&mut Engine)> Replay for ReplayInto<'_, P> {
     fn entry(&mut self, header: &EntryHeader, payload: &[u8]) -> Result<(), String> {
         self.found.push(*header);
         self.engine.apply(header, payload).map(drop).map_err(|error| error.to_string())
@@ -68,14 +70,17 @@ impl Replay for ReplayInto<'_> {
         self.engine.accept_hole(&(extent.from..extent.to));
     }
 
-    fn begin(&mut self) {}
+    fn begin(&mut self) {
+        *self.engine = Engine::new(self.options);
+        (self.prepare)(self.engine);
+    }
 
-    fn restore(&mut self, _section: &[u8]) -> Result<(), String> {
-        Err("no engine state yet".to_owned())
+    fn restore(&mut self, section: &[u8]) -> Result<(), String> {
+        self.engine.restore(section).map_err(|error| error.to_string())
     }
 
     fn restored(&mut self) -> Result<(), String> {
-        Ok(())
+        self.engine.restore_end(LogPosition(0)).map_err(|error| error.to_string())
     }
 }
 
@@ -112,15 +117,15 @@ impl Shard {
     pub fn start(
         machine: &Machine,
         options: LogOptions,
-        engine: EngineOptions,
-        prepare: impl FnOnce(&mut Engine),
+        engine_options: EngineOptions,
+        prepare: impl Fn(&mut Engine),
     ) -> Result<(Self, Found), StartError> {
-        let mut engine = Engine::new(engine);
+        let mut engine = Engine::new(engine_options);
         prepare(&mut engine);
         let seal = options.seal();
         let mut found = Vec::new();
         let shard = options.shard.0 as usize;
-        let mut replay = ReplayInto { engine: &mut engine, found: &mut found };
+        let mut replay = ReplayInto { engine: &mut engine, options: engine_options, prepare, found: &mut found };
         let start = Log::start(machine.disk(shard), machine.rings(), options, &mut replay);
         let (log, report) = machine.block_on(start)?;
         engine.recovered(log.durable());

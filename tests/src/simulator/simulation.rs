@@ -256,8 +256,8 @@ impl Simulation {
             let engine = EngineOptions { shard: ShardId(shard), shards, memory_level, group_drain: GROUP_DRAIN };
             let snapshot = process.shards.first().map(|home| home.engine.catalogue_snapshot());
             let started = Shard::start(&self.machine, options, engine, |engine| {
-                if let Some(snapshot) = snapshot {
-                    engine.install_catalogue(snapshot);
+                if let Some(snapshot) = &snapshot {
+                    engine.install_catalogue(snapshot.clone());
                 }
             });
             let (started, found) = match started {

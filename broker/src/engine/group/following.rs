@@ -24,7 +24,6 @@ use crate::engine::Engine;
 use crate::engine::queue::QueueKey;
 use crate::engine::reader::ReaderKey;
 use crate::engine::slice::Slice;
-use crate::limits;
 
 /// Steps of one queue that the walk comes to: some trees are looked into, and a turn may end and another begin.
 const STEPS_TO_FOLLOW: usize = 8;

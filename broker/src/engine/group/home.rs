@@ -351,6 +351,12 @@ impl Membership {
             self.timers.remove(&(settling.due, Timer::Settle(id)));
         }
         self.members -= group.members.len();
+        // An assignment that waits for the next slice would speak of members that nobody knows any more.
+        let is_moot = |effect: &HomeEffect| match effect {
+            HomeEffect::Assign { group, .. } | HomeEffect::Tell { group, .. } => *group == id,
+            HomeEffect::Fence { .. } => false,
+        };
+        self.effects.retain(|effect| !is_moot(effect));
         for member in group.members.into_values() {
             self.timers.remove(&(member.due, Timer::Member(id, member.id)));
             if let Some(owner) = member.owner {

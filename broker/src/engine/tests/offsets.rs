@@ -1,5 +1,7 @@
 //! Where groups stand in queues: what moves a place, what refuses to, what a crash and a deletion leave of it.
 
+use std::sync::Arc;
+
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::{GroupId, MemberId, QueueOffset};
 
@@ -29,12 +31,12 @@ impl Bench {
     /// A member comes, is served from the queue and goes: what writes down where the group begins there, if anything has to.
     pub fn begin(&mut self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<OffsetEntry> {
         let (member, owner, credit) = (MemberId(1), ReaderOwner(1 << 20), Credit { messages: 0, bytes: 0 });
-        self.engine.assign(group, 1, &[(topic, queue, member)], &[], self.now);
+        self.engine.assign(group, 1, &Arc::new(Assignment::of([(topic, queue, member)])), &[], self.now);
         let (id, _) = self.engine.subscribe_group(owner, group, member, topic, queue, credit).ok()?;
         let entry = self.engine.next_beginning(self.now);
         self.engine.unsubscribe(owner, id).expect("it is the owner's");
         // Nobody is left: the next assignment may be the first again.
-        self.engine.assign(group, 2, &[], &[member], self.now);
+        self.engine.assign(group, 2, &Arc::default(), &[member], self.now);
         entry
     }
 

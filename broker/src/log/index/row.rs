@@ -92,24 +92,21 @@ impl Row for BatchRow {
 
     fn encode(&self, before: Option<&Self>, leaf: &mut Vec<u8>) {
         let records = u64::from(self.records) << 2;
-        let origin = match before.filter(|before| before.queue() == self.queue()) {
-            Some(before) => {
-                match self.offset - before.end() {
-                    0 => varint::put(leaf, records | Self::BEHIND),
-                    hole => {
-                        varint::put(leaf, records | Self::BEHIND_HOLE);
-                        varint::put(leaf, hole);
-                    }
+        let origin = if let Some(before) = before.filter(|before| before.queue() == self.queue()) {
+            match self.offset - before.end() {
+                0 => varint::put(leaf, records | Self::BEHIND),
+                hole => {
+                    varint::put(leaf, records | Self::BEHIND_HOLE);
+                    varint::put(leaf, hole);
                 }
-                *before
             }
-            None => {
-                varint::put(leaf, records | Self::OTHER_QUEUE);
-                varint::put(leaf, self.topic);
-                varint::put(leaf, self.queue.into());
-                varint::put(leaf, self.offset);
-                Self::default()
-            }
+            *before
+        } else {
+            varint::put(leaf, records | Self::OTHER_QUEUE);
+            varint::put(leaf, self.topic);
+            varint::put(leaf, self.queue.into());
+            varint::put(leaf, self.offset);
+            Self::default()
         };
         varint::put(leaf, (self.position - origin.position).into());
         varint::put(leaf, self.length.into());

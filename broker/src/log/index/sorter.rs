@@ -79,13 +79,12 @@ impl<R: Ord + Copy> Iterator for Merge<R> {
     fn next(&mut self) -> Option<R> {
         let mut head = self.heads.peek_mut()?;
         let Reverse((row, run)) = *head;
-        match self.runs[run].next() {
-            Some(next) => *head = Reverse((next, run)),
-            None => {
-                PeekMut::pop(head);
-                // Its memory is of no more use.
-                self.runs[run] = Vec::new().into_iter();
-            }
+        if let Some(next) = self.runs[run].next() {
+            *head = Reverse((next, run));
+        } else {
+            PeekMut::pop(head);
+            // Its memory is of no more use.
+            self.runs[run] = Vec::new().into_iter();
         }
         self.left -= 1;
         Some(row)

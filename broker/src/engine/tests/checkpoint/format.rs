@@ -26,7 +26,7 @@ fn bench() -> Bench {
     let Ok(ProduceDecision::Append(draft)) = bench.engine.decide_produce(&offer, bench.now) else { panic!() };
     bench.append(&draft, Vec::new());
     bench.harden();
-    let Ok((_, Some(entry))) = bench.engine.decide_begin(GroupId(2), TOPIC, QueueId(0), bench.now) else { panic!() };
+    let Some(entry) = bench.begin(GroupId(2), TOPIC, QueueId(0)) else { panic!() };
     bench.append(&entry.draft, entry.payload.to_vec());
     bench.harden();
     bench

@@ -125,9 +125,16 @@ impl World {
                 });
             }
             Step::Begin { shard, group, ref queues } => {
-                self.places(shard, group, queues, |_, engine, group, key, now| {
-                    Ok(engine.decide_begin(group, key.topic, key.queue, now)?.1)
+                let Some(group) = self.group(group) else { return };
+                let keys: Vec<_> = self.keys(queues).collect();
+                let bench = &mut self.members[shard].bench;
+                // What is refused is another shard's, or not the group's.
+                let rows = keys.into_iter().filter_map(|key| {
+                    bench.engine.group_place(group, key.topic, key.queue).ok()?;
+                    Some((key, bench.begin(group, key.topic, key.queue)?))
                 });
+                let rows = rows.collect();
+                self.move_places(shard, rows);
             }
             Step::Reset { shard, group, ref queues, to } => {
                 let start = StartAt::Offset { epoch: Epoch::ANY, offset: QueueOffset(to) };
@@ -171,6 +178,11 @@ impl World {
     }
 
     /// One entry of what `decide` says for each of the queues.
+    fn keys(&self, queues: &[(usize, u32)]) -> impl Iterator<Item = QueueKey> {
+        let key = |&(topic, queue): &(usize, u32)| Some(QueueKey { topic: self.topic(topic)?, queue: QueueId(queue) });
+        queues.iter().filter_map(key)
+    }
+
     fn places(
         &mut self,
         shard: usize,
@@ -180,11 +192,8 @@ impl World {
     ) {
         let Some(group) = self.group(group) else { return };
         let bench = &self.members[shard].bench;
-        let keys = queues
-            .iter()
-            .filter_map(|&(topic, queue)| self.topic(topic).map(|topic| QueueKey { topic, queue: QueueId(queue) }));
         // What is refused is another shard's, or not the group's.
-        let decided = keys.filter_map(|key| {
+        let decided = self.keys(queues).filter_map(|key| {
             let entry = decide(self, &bench.engine, group, key, bench.now).ok()??;
             Some((key, entry))
         });

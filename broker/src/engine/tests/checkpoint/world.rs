@@ -29,7 +29,7 @@ pub struct World {
 }
 
 pub fn options(shard: usize) -> EngineOptions {
-    EngineOptions { shard: ShardId(shard as u16), shards: SHARDS, memory_level: MemoryLevel::Kept }
+    EngineOptions { shard: ShardId(shard as u16), shards: SHARDS, ..ONE_SHARD }
 }
 
 impl World {

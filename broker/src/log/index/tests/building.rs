@@ -163,7 +163,7 @@ fn segments_without_batches_have_an_index_too() {
     for _ in 0..3 {
         without_batches.push_other(EntryKind::Catalogue, &[1; 300]);
         without_batches.push_pad(64);
-        without_batches.push_other(EntryKind::GroupOffsets, &[1; 70_000]);
+        without_batches.push_other(EntryKind::GroupOffsets, &vec![1; 70_000]);
     }
     without_batches.push_pad(100_032);
     for draft in [empty, without_batches] {

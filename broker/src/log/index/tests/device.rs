@@ -54,7 +54,7 @@ impl<F: Future + Unpin> Future for Timed<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let (since, ran) = (Instant::now(), thread_time());
         let polled = Pin::new(&mut self.work).poll(context);
-        self.polls.ran.record((thread_time() - ran).as_nanos() as u64).unwrap();
+        self.polls.ran.record(thread_time().checked_sub(ran).unwrap().as_nanos() as u64).unwrap();
         self.polls.elapsed.record(since.elapsed().as_nanos() as u64).unwrap();
         polled.map(|output| (output, self.polls.clone()))
     }

@@ -174,7 +174,7 @@ fn the_index_of_another_segment_shard_or_directory_is_none() {
     let file = bench.read_index();
     for (base, epoch) in [(4096, 0), (0, 1)] {
         let mut identity = draft.identity();
-        identity.base = identity.base + base;
+        identity.base += base;
         identity.epoch.0 += epoch;
         bench.segment = SealedSegment::new(&identity, draft.end(), &[]);
         assert!(matches!(bench.open(), Err(error @ IndexError::Io { .. }) if !error.is_bad_index()), "there is none");
@@ -209,7 +209,7 @@ fn the_header_has_the_bytes_that_it_always_had() {
     let bench = Bench::of(&draft);
     bench.build(Bounds::default()).unwrap();
     let file = bench.read_index();
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
     let (first, second) = (
         "506753496e646578010000000500000001000000000000000000000000000000",
         "060000000000000000001000000000000700000000000000c0de150000000000",

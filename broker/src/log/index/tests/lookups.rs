@@ -61,7 +61,7 @@ fn draft_of(pieces: &[Piece]) -> Draft {
             Piece::Noise(payload) => draft.push_payload(1, 0, 0, Codec::None, 1, payload),
             Piece::Other(kind, len) => draft.push_other(*kind, &vec![9; *len]),
             Piece::Pad(len) => draft.push_pad(*len),
-            Piece::Wait(nanos) => draft.time = draft.time + *nanos,
+            Piece::Wait(nanos) => draft.time += *nanos,
         }
     }
     draft
@@ -169,7 +169,7 @@ fn trees_of_three_levels_find_all() {
         draft.time = Nanos(FIRST_TIME + n * 1_000_000_007);
         // Each in a queue of its own, so that a leaf holds few rows; many keys, so that there are many leaves of these.
         let keys: Vec<_> = (0..6).map(|key| Some((n * 6 + key).to_le_bytes().to_vec())).collect();
-        draft.push_batch(n * 7919 % 30_011 << 40, 0, 0, Codec::None, &keys, 0);
+        draft.push_batch((n * 7919 % 30_011) << 40, 0, 0, Codec::None, &keys, 0);
     }
     let bench = Bench::of(&draft);
     bench.build(Bounds::default()).unwrap();
