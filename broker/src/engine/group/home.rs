@@ -343,6 +343,12 @@ impl Membership {
 
     /// The group was deleted, and its members end with it. The owners of its queues learn that by themselves.
     pub fn group_deleted(&mut self, id: GroupId) {
+        // An assignment that waits for the next slice would speak of members that nobody knows any more.
+        let is_moot = |effect: &HomeEffect| match effect {
+            HomeEffect::Assign { group, .. } | HomeEffect::Tell { group, .. } => *group == id,
+            HomeEffect::Fence { .. } => false,
+        };
+        self.effects.retain(|effect| !is_moot(effect));
         let Some(group) = self.groups.remove(&id) else { return };
         if let Some(making) = &mut self.making {
             making.abandon(id);
@@ -351,12 +357,6 @@ impl Membership {
             self.timers.remove(&(settling.due, Timer::Settle(id)));
         }
         self.members -= group.members.len();
-        // An assignment that waits for the next slice would speak of members that nobody knows any more.
-        let is_moot = |effect: &HomeEffect| match effect {
-            HomeEffect::Assign { group, .. } | HomeEffect::Tell { group, .. } => *group == id,
-            HomeEffect::Fence { .. } => false,
-        };
-        self.effects.retain(|effect| !is_moot(effect));
         for member in group.members.into_values() {
             self.timers.remove(&(member.due, Timer::Member(id, member.id)));
             if let Some(owner) = member.owner {

@@ -29,6 +29,8 @@ struct Bench {
     end: LogPosition,
     epoch: Epoch,
     now: Nanos,
+    /// The number of the newest assignment that was made here.
+    assignments: u64,
 }
 
 const ONE_SHARD: EngineOptions =
@@ -48,7 +50,14 @@ impl Bench {
     fn empty(options: EngineOptions) -> Self {
         let mut engine = Engine::new(options);
         engine.recovered(LogPosition(4096));
-        Self { engine, log: Vec::new(), end: LogPosition(4096), epoch: Epoch(1), now: Nanos::from_secs(1_700_000_000) }
+        Self {
+            engine,
+            log: Vec::new(),
+            end: LogPosition(4096),
+            epoch: Epoch(1),
+            now: Nanos::from_secs(1_700_000_000),
+            assignments: 0,
+        }
     }
 
     fn append(&mut self, draft: &EntryDraft, payload: Vec<u8>) -> EntryHeader {

@@ -31,12 +31,12 @@ impl Bench {
     /// A member comes, is served from the queue and goes: what writes down where the group begins there, if anything has to.
     pub fn begin(&mut self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<OffsetEntry> {
         let (member, owner, credit) = (MemberId(1), ReaderOwner(1 << 20), Credit { messages: 0, bytes: 0 });
-        self.engine.assign(group, 1, &Arc::new(Assignment::of([(topic, queue, member)])), &[], self.now);
+        self.assignments += 2;
+        self.engine.assign(group, self.assignments, &Arc::new(Assignment::of([(topic, queue, member)])), &[], self.now);
         let (id, _) = self.engine.subscribe_group(owner, group, member, topic, queue, credit).ok()?;
         let entry = self.engine.next_beginning(self.now);
         self.engine.unsubscribe(owner, id).expect("it is the owner's");
-        // Nobody is left: the next assignment may be the first again.
-        self.engine.assign(group, 2, &Arc::default(), &[member], self.now);
+        self.engine.assign(group, self.assignments + 1, &Arc::default(), &[member], self.now);
         entry
     }
 

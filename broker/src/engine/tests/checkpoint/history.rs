@@ -131,7 +131,8 @@ impl World {
                 // What is refused is another shard's, or not the group's.
                 let rows = keys.into_iter().filter_map(|key| {
                     bench.engine.group_place(group, key.topic, key.queue).ok()?;
-                    Some((key, bench.begin(group, key.topic, key.queue)?))
+                    let entry = bench.begin(group, key.topic, key.queue)?;
+                    Some((QueueKey { topic: entry.draft.topic, queue: entry.draft.queue }, entry))
                 });
                 let rows = rows.collect();
                 self.move_places(shard, rows);
