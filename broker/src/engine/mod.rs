@@ -418,7 +418,7 @@ impl Engine {
 
     pub fn unsubscribe(&mut self, owner: ReaderOwner, id: SubscriptionId) -> Result<(), Refusal> {
         let left = self.readers.unsubscribe(owner, id, &mut self.queues)?;
-        self.turns_left(left.as_slice());
+        self.turns_left(left.as_slice(), false);
         Ok(())
     }
 
@@ -426,7 +426,7 @@ impl Engine {
     /// monotonic, to come back.
     pub fn detach(&mut self, owner: ReaderOwner, now: Nanos) {
         let left = self.readers.detach(owner, &mut self.queues);
-        self.turns_left(&left);
+        self.turns_left(&left, true);
         if let Some(membership) = &mut self.membership {
             membership.detach(owner, now);
         }

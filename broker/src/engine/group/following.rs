@@ -95,6 +95,11 @@ impl Following {
         self.groups.get(&share.group)?.assignment.holder(share.queue.topic, share.queue.queue)
     }
 
+    /// When the newest assignment of the group came.
+    pub fn since(&self, group: GroupId) -> Option<Nanos> {
+        self.groups.get(&group).map(|newest| newest.since)
+    }
+
     pub fn forget(&mut self, group: GroupId) {
         if self.groups.remove(&group).is_some_and(|newest| newest.walk.is_some()) {
             self.walking.retain(|&walking| walking != group);

@@ -37,12 +37,22 @@ pub struct Active {
     pub drained_by: Option<Nanos>,
 }
 
+/// A member that was handed what is not acknowledged, and whose subscription was lost with its connection: it may still work on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub member: MemberId,
+    /// When another member may have the queue at the latest; `None` while no other is to have it.
+    pub until: Option<Nanos>,
+}
+
 /// Whose turn it is with one queue in one group.
 #[derive(Debug, Default)]
 pub struct Holding {
     /// Of the newest assignment that was looked at for it.
     pub followed: u64,
     pub active: Option<Active>,
+    /// While nobody is served.
+    pub lost: Option<Lost>,
     /// In the order in which they came, one of each member.
     pub waiting: Vec<(MemberId, ReaderKey)>,
     pub attempts: Attempts,
@@ -58,8 +68,8 @@ impl Holding {
     }
 
     fn is_blank(&self) -> bool {
-        let Self { followed: _, active, waiting, attempts, began } = self;
-        active.is_none() && waiting.is_empty() && attempts.is_empty() && began.is_none()
+        let Self { followed: _, active, lost, waiting, attempts, began } = self;
+        active.is_none() && lost.is_none() && waiting.is_empty() && attempts.is_empty() && began.is_none()
     }
 
     /// Its subscriptions, the active one first.
@@ -131,6 +141,22 @@ impl Holders {
         Some(active)
     }
 
+    /// The active subscription of that member is lost, with messages in its hands.
+    pub fn note_lost(&mut self, share: Share, lost: Lost) {
+        if let Some(holding) = self.holdings.get_mut(&share) {
+            holding.lost = Some(lost);
+            self.drains.extend(lost.until.map(|until| (until, share)));
+        }
+    }
+
+    /// Nobody waits for the member that was lost any longer.
+    pub fn forget_lost(&mut self, share: Share) {
+        let lost = self.holdings.get_mut(&share).and_then(|holding| holding.lost.take());
+        if let Some(until) = lost.and_then(|lost| lost.until) {
+            self.drains.remove(&(until, share));
+        }
+    }
+
     pub fn next_deadline(&self) -> Option<Nanos> {
         self.drains.first().map(|&(until, _)| until)
     }
@@ -183,6 +209,7 @@ impl Holders {
     fn forget(&mut self, share: Share) -> Vec<ReaderKey> {
         let readers = self.holdings.get(&share).map(|holding| holding.readers().collect()).unwrap_or_default();
         self.take_active(share);
+        self.forget_lost(share);
         self.holdings.remove(&share);
         readers
     }

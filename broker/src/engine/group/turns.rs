@@ -17,7 +17,7 @@ use peregrine_protocol::ids::{Epoch, GroupId, MemberId, Nanos, QueueId, QueueOff
 use super::attempts::Attempts;
 use super::commit::{GroupAck, GroupPlace, place_of};
 use super::fault::PlantedInGroups;
-use super::holder::{Active, Share};
+use super::holder::{Active, Lost, Share};
 use super::offsets::{OffsetEntry, OffsetRow};
 use super::registry::GroupState;
 use crate::engine::queue::QueueKey;
@@ -132,6 +132,7 @@ impl Engine {
         let active = holding.active;
         if reset {
             self.end_turn(share, ErrorCode::OffsetReset);
+            self.holders.forget_lost(share);
             if let Some(holding) = self.holders.get_mut(share) {
                 holding.attempts.clear();
             }
@@ -147,15 +148,20 @@ impl Engine {
     }
 
     /// Subscriptions of members are gone. All are out before it is anybody's turn: the next may be among them, where one
-    /// connection speaks for several members.
-    pub(in crate::engine) fn turns_left(&mut self, gone: &[TurnLeft]) {
+    /// connection speaks for several members. `lost`: with their connection, so that their members may still work on what they were
+    /// handed; else their members gave them up.
+    pub(in crate::engine) fn turns_left(&mut self, gone: &[TurnLeft], lost: bool) {
         for left in gone {
             let share = Share { group: left.group, queue: left.queue };
             let Some(holding) = self.holders.get_mut(share) else { continue };
             holding.waiting.retain(|&(_, reader)| reader != left.key);
-            if holding.active.is_some_and(|active| active.reader == left.key) {
-                self.holders.take_active(share);
+            if holding.active.is_some_and(|active| active.reader == left.key)
+                && let Some(Active { member, drained_by, .. }) = self.holders.take_active(share)
+            {
                 self.count_attempt(share, left.delivered_end);
+                if lost && left.delivered_end > self.place_in(share) {
+                    self.holders.note_lost(share, Lost { member, until: drained_by });
+                }
             }
         }
         for left in gone {
@@ -170,6 +176,7 @@ impl Engine {
         }
         while let Some(share) = self.holders.overdue(now) {
             self.end_turn(share, ErrorCode::NotHolder);
+            self.holders.forget_lost(share);
             self.hand_on(share);
         }
     }
@@ -219,13 +226,36 @@ impl Engine {
         }
     }
 
+    /// Whether the queue stays with nobody for a while: the member that was lost with its connection may come back, or still works
+    /// on what it was handed. It is waited for as one that drains.
+    fn waits_for_lost(&mut self, share: Share) -> bool {
+        let Some(Lost { member, until }) = self.holders.get(share).and_then(|holding| holding.lost) else {
+            return false;
+        };
+        let holder = self.holders.following.holder(share);
+        if holder == Some(member) || self.holders.is_fenced(share, member) {
+            return false;
+        }
+        if until.is_none()
+            && holder.is_some()
+            && let Some(since) = self.holders.following.since(share.group)
+        {
+            self.holders.note_lost(share, Lost { member, until: Some(since + self.options.group_drain.0) });
+        }
+        true
+    }
+
     /// Where nobody is served and the holder waits, it is its turn.
     pub(super) fn hand_on(&mut self, share: Share) {
+        if self.waits_for_lost(share) {
+            return;
+        }
         let holder = self.holders.following.holder(share);
         let Some(holding) = self.holders.get_mut(share).filter(|holding| holding.active.is_none()) else { return };
         if let Some((member, reader)) = holder.and_then(|holder| holding.take_next(holder)) {
             holding.active = Some(Active { member, reader, drained_by: None });
             let attempts = holding.attempts.clone();
+            self.holders.forget_lost(share);
             let place = self.place_in(share);
             self.readers.activate(reader, place, attempts, &mut self.queues);
             let is_committed =

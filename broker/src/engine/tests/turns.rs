@@ -218,13 +218,16 @@ fn a_drain_ends_after_its_time_and_the_rest_comes_again() {
 }
 
 #[test]
-fn who_gives_a_revoked_queue_up_ends_the_drain() {
+fn who_gives_a_revoked_queue_up_ends_the_drain_and_who_loses_the_connection_does_not() {
     for by_detaching in [false, true] {
         let (mut turns, a, _) = held_by_a();
         turns.assign(B);
         assert_eq!(turns.serve(), [Seen::Revoked(A)]);
         if by_detaching {
             turns.bench.engine.detach(ReaderOwner(A), turns.clock);
+            turns.pass(DRAIN.0 - 1);
+            assert_eq!(turns.serve(), []);
+            turns.pass(1);
         } else {
             turns.bench.engine.unsubscribe(ReaderOwner(A), a).unwrap();
         }
@@ -256,6 +259,7 @@ fn a_connection_that_ends_hands_no_queue_to_another_member_of_its_own() {
     assert_eq!(turns.serve(), []);
     assert_eq!(turns.bench.engine.counts().subscriptions, 0);
     turns.subscribe(B);
+    turns.pass(DRAIN.0);
     assert_eq!(turns.serve(), batches(B, 0..4, 2));
 }
 
@@ -456,3 +460,39 @@ fn a_poisoned_owner_goes_on_handing_out_and_acknowledges_nothing() {
 }
 
 mod random;
+
+/// A member came back within its grace time and lost the queue to another that was served at once, while it still worked on what it
+/// had been handed.
+#[test]
+fn a_queue_lost_with_a_connection_is_drained_before_another_member_gets_it() {
+    let drain = ONE_SHARD.group_drain;
+    let lost = || {
+        let mut turns = Turns::new(1);
+        turns.store(4);
+        turns.assign(A);
+        turns.subscribe(A);
+        assert!(!turns.serve().is_empty());
+        turns.bench.engine.detach(ReaderOwner(A), turns.clock);
+        turns
+    };
+    let batch_of = |seen: &[Seen], member| seen.iter().any(|seen| matches!(seen, Seen::Batch(of, ..) if *of == member));
+
+    let mut turns = lost();
+    turns.assign(B);
+    turns.subscribe(B);
+    assert!(!batch_of(&turns.serve(), B), "the first may still work on what it has");
+    turns.bench.engine.group_tick(turns.clock + (drain.0 - 1));
+    assert!(!batch_of(&turns.serve(), B));
+    turns.bench.engine.group_tick(turns.clock + drain.0);
+    assert!(batch_of(&turns.serve(), B), "no longer than a drain");
+
+    let mut turns = lost();
+    turns.subscribe(A);
+    assert!(batch_of(&turns.serve(), A), "it comes back to its own");
+
+    let mut turns = lost();
+    turns.assign(B);
+    turns.subscribe(B);
+    turns.assign_all(&[(0, B)], &[A]);
+    assert!(batch_of(&turns.serve(), B), "a fenced one is not waited for");
+}
