@@ -233,7 +233,12 @@ impl Engine {
             return false;
         };
         let holder = self.holders.following.holder(share);
-        if holder == Some(member) || self.holders.is_fenced(share, member) {
+        if self.holders.is_fenced(share, member) {
+            // For good: when the next member subscribes, nobody knows any more who was fenced.
+            self.holders.forget_lost(share);
+            return false;
+        }
+        if holder == Some(member) {
             return false;
         }
         if until.is_none()

@@ -495,4 +495,9 @@ fn a_queue_lost_with_a_connection_is_drained_before_another_member_gets_it() {
     turns.subscribe(B);
     turns.assign_all(&[(0, B)], &[A]);
     assert!(batch_of(&turns.serve(), B), "a fenced one is not waited for");
+
+    let mut turns = lost();
+    turns.assign_all(&[(0, B)], &[A]);
+    turns.subscribe(B);
+    assert!(batch_of(&turns.serve(), B), "nor by one that subscribes later");
 }
