@@ -1,4 +1,5 @@
 //! The broker: shards, log, engine and what is around them.
+pub mod checkpointing;
 pub mod control;
 pub mod engine;
 pub mod limits;

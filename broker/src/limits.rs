@@ -213,6 +213,11 @@ pub const CHECKPOINT_RECORD_RANGES: usize = 256;
 /// What looking at one thing costs of a slice's budget where less is written: a slice of 16 KiB looks at no more than 512 slots
 /// of queues that are empty.
 pub const CHECKPOINT_LOOK: usize = 32;
+/// Bytes of the engine that are saved in one turn: 26 to 37 µs, measured by `cargo test -p peregrine-broker --lib
+/// longest_slice -- --ignored --nocapture`.
+pub const CHECKPOINT_SLICE: usize = 32 * KIB;
+/// How often a shard looks whether a checkpoint is due, or counts by now: at 1 GB a second the log grows by 100 MB in between.
+pub const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 // --- Groups, as an operator may set them ----------------------------------------------------------------------------------
 

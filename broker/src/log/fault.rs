@@ -24,10 +24,12 @@ pub enum Planted {
     RecoverIntoOldFile,
     /// Recovery without a ring goes on right behind the cut.
     UsePositionTwice,
+    /// A checkpoint counts before the log is durable up to its end.
+    CheckpointAheadOfLog,
 }
 
 impl Planted {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::AcknowledgeBeforeWrite,
         Self::RewriteSyncedBlock,
         Self::ReadPastCut,
@@ -35,6 +37,7 @@ impl Planted {
         Self::IgnoreRingEpoch,
         Self::RecoverIntoOldFile,
         Self::UsePositionTwice,
+        Self::CheckpointAheadOfLog,
     ];
 
     /// The word of the simulator's command line.
@@ -47,6 +50,7 @@ impl Planted {
             Self::IgnoreRingEpoch => "ignore-ring-epoch",
             Self::RecoverIntoOldFile => "recover-into-old-file",
             Self::UsePositionTwice => "use-position-twice",
+            Self::CheckpointAheadOfLog => "checkpoint-ahead-of-log",
         }
     }
 }

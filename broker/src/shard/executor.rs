@@ -397,6 +397,14 @@ impl Executor {
         }
     }
 
+    /// Runs a task in the background queue to its end.
+    pub fn spawn_background(&self, work: impl Future<Output = ()> + 'static) {
+        match glommio::spawn_local_into(work, self.background) {
+            Ok(task) => drop(task.detach()),
+            Err(_) => unreachable!("the background queue lives as long as the executor"),
+        }
+    }
+
     /// Reads a block of the log for an outlet, in the background queue: at least `need` bytes from `position`.
     pub async fn read_cold(&self, outlet: &Outlet, missing: LogBytes) -> ColdRead {
         let LogBytes { shard: id, position, len: need } = missing;

@@ -58,10 +58,7 @@ fn start_tasks(executor: &Rc<Executor>, shard: &Rc<Shard>) {
         let background = task.is_background();
         let carried_out = carry_out(shard.clone(), task);
         if background {
-            match glommio::spawn_local_into(carried_out, executor.background) {
-                Ok(task) => drop(task.detach()),
-                Err(_) => unreachable!("the background queue lives as long as the executor"),
-            }
+            executor.spawn_background(carried_out);
         } else {
             glommio::spawn_local(carried_out).detach();
         }

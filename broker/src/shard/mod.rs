@@ -3,12 +3,13 @@
 //! - `run`, `startup`, `stop`: a broker's shards from start to stop; `runtime`, `executor`: what they run on
 //! - `listener`, `greeting`, `connection`, `peers`, `sweeper`: clients
 //! - `router`, `requests`, `produce`, `large`, `listings`, `catalogue`, `group`: what they ask for
-//! - `state`, `open_log`, `flusher`: a shard; `stages`, `reports`: its figures
+//! - `state`, `open_log`, `flusher`, `checkpoints`: a shard; `stages`, `reports`: its figures
 //! - `mesh`, `mesh_messages`, `credit`, `gate`, `forwarding`, `inbox`, `proxy`, `tickets`: between executors
 //! - `event`, `crowd`: what tasks wait for
 
 pub mod answers;
 pub mod catalogue;
+pub mod checkpoints;
 pub mod clock;
 pub mod connection;
 pub mod credit;

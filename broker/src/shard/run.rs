@@ -23,7 +23,7 @@ use crate::shard::startup::Startup;
 use crate::shard::state::Shard;
 use crate::shard::stop;
 use crate::shard::watchdog::Watchdog;
-use crate::shard::{flusher, forwarding, listener, mesh, sweeper};
+use crate::shard::{checkpoints, flusher, forwarding, listener, mesh, sweeper};
 use glommio::{Latency, Shares};
 use peregrine_protocol::entry::EntryHeader;
 use peregrine_protocol::ids::{LogPosition, ShardId};
@@ -198,7 +198,8 @@ async fn serve(task: Task) {
     forwarding::start(&executor, incoming);
     for shard in executor.local_shards() {
         glommio::spawn_local(flusher::run(executor.clone(), shard.clone())).detach();
-        glommio::spawn_local(members::run(executor.clone(), shard)).detach();
+        glommio::spawn_local(members::run(executor.clone(), shard.clone())).detach();
+        executor.spawn_background(checkpoints::run(shard));
     }
     match task.listener {
         Some(listener) => listener::accept(listener, &stopping, |stream| executor.serve(stream)).await,

@@ -3,7 +3,7 @@
 use peregrine_broker::engine::MemoryLevel;
 use peregrine_broker::log::disk::simulated::{Conditions, Machine, Random};
 use peregrine_broker::log::fault::{Faults, Planted};
-use peregrine_broker::log::{BootId, Directory, FlushOptions, LogOptions, RunId, Smallest};
+use peregrine_broker::log::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, RunId, Smallest};
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
 use peregrine_protocol::ids::{Nanos, ShardId};
 
@@ -17,6 +17,9 @@ pub struct Configuration {
     ring_bytes: u64,
     segment_bytes: u64,
     flush: FlushOptions,
+    checkpoint: CheckpointOptions,
+    /// Bytes of the engine that are saved between two actions.
+    pub checkpoint_slice: usize,
     /// While lives last; the last start of a seed is undisturbed.
     pub conditions: Conditions,
     /// Starts of the broker before the last one.
@@ -57,6 +60,11 @@ impl Configuration {
                 memory_bytes: *random.pick(&[4 << 10, 32 << 10, 256 << 10]),
                 flush_bytes: *random.pick(&[4 << 10, 16 << 10, 256 << 10]),
             },
+            checkpoint: CheckpointOptions {
+                bytes: *random.pick(&[8 << 10, 64 << 10, 1 << 20]),
+                age: Nanos::from_micros(*random.pick(&[100, 3_000, 1_000_000])),
+            },
+            checkpoint_slice: *random.pick(&[128, 1 << 10, 32 << 10]),
             conditions,
             lives: random.between(2, 8),
             actions: *random.pick(&[10, 60, 150, 250]),
@@ -104,6 +112,7 @@ impl Configuration {
             segment_bytes: self.segment_bytes << u32::from(grown.1),
             largest_entry: LogOptions::entry_bound(self.ring_bytes, self.segment_bytes),
             flush: self.flush,
+            checkpoint: self.checkpoint,
             smallest: Smallest { ring: 64 << 10, segment: 64 << 10 },
             faults,
             ..LogOptions::new(ShardId(shard), directory, boot, RunId(machine.draw_run_id()), ring)

@@ -35,15 +35,31 @@ impl Simulation {
         })?;
         self.statistics.epochs_raised = self.producers.iter().map(Producer::epochs_raised).sum();
         self.check_delivered()?;
-        for _ in 0..2 {
+        for reads_all in [false, true] {
+            if reads_all {
+                self.damage_checkpoints();
+            }
             let mut recovered = Vec::new();
             self.live_undisturbed(|_, process| {
                 recovered = digests(process);
                 Ok(())
             })?;
-            promise!(produced == recovered, "a restart without work changed the engine's state");
+            let from = if reads_all { "the whole log" } else { "the newest checkpoint" };
+            promise!(produced == recovered, "a restart from {from}, without work, changed the engine's state");
         }
         if self.random.one_in(3) { self.damage_an_entry() } else { Ok(()) }
+    }
+
+    /// One bit in each: the next start reads the whole log.
+    fn damage_checkpoints(&mut self) {
+        for shard in 0..usize::from(self.configuration.shards) {
+            for name in self.machine.file_names(shard) {
+                if name.starts_with("checkpoint-") {
+                    let (offset, bit) = (self.random.below(4096), self.random.below(8) as u8);
+                    self.machine.flip(shard, &name, offset, bit);
+                }
+            }
+        }
     }
 
     pub(super) fn live_undisturbed(

@@ -15,6 +15,7 @@ use peregrine_broker::log::disk::simulated::Crash;
 use peregrine_protocol::entry::{EntryDraft, EntryHeader, EntryKind};
 use peregrine_protocol::ids::{DurableLevel, LogPosition};
 
+use super::process::Found;
 use super::violation::{Violation, promise};
 
 /// A batch's identity: no two batches of a simulation have the same payload CRC.
@@ -161,15 +162,17 @@ impl Ledger {
         self.ring_lost |= crash == Crash::Power || !ring_survives;
     }
 
-    /// A start came up having read back `found`, and stands at `published` and `durable`. Returns what it took back.
+    /// A start came up having read the log back from `from` on, found these entries, and stands at `published` and `durable`. Returns what it took back.
     pub fn recovered(
         &mut self,
-        found: &[EntryHeader],
+        Found { entries: found, report }: &Found,
         published: LogPosition,
         durable: LogPosition,
     ) -> Result<TakenBack, Violation> {
         let owed = if self.ring_lost { self.durable } else { self.published };
-        let mut known = self.records.values().map(|record| record.header);
+        // What stands before is not read: what it said comes from a checkpoint.
+        let from = report.checkpoint.unwrap_or_default();
+        let mut known = self.records.range(from..).map(|(_, record)| record.header);
         let mut adopted = None;
         let mut losses = Vec::new();
         for header in found {
@@ -186,7 +189,8 @@ impl Ledger {
             promise!(expected == *header, "a start read back {} where {} stood", describe(header), describe(&expected));
         }
         drop(known);
-        let missing: Vec<LogPosition> = self.records.keys().skip(found.len()).copied().collect();
+        let missing: Vec<LogPosition> =
+            self.records.range(from..).skip(found.len()).map(|(position, _)| *position).collect();
         let mut taken = TakenBack::default();
         for position in missing {
             let Some(record) = self.records.remove(&position) else { continue };

@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 
+use peregrine_broker::checkpointing::{CheckpointOutcome, Checkpointing};
 use peregrine_broker::engine::{Acknowledgements, Engine, EngineOptions, ReaderOwner, StoredBatch};
 use peregrine_broker::log::damage::Extent;
 use peregrine_broker::log::disk::simulated::{Machine, Random, SimulatedDisk, SimulatedRings, Tasks};
@@ -47,6 +48,9 @@ pub struct Shard {
     pub waiting: Acknowledgements<Waiting>,
     pub cold_reads: Tasks<ColdRead>,
     tasks: Tasks<Completion<SimulatedDisk>>,
+    checkpointing: Checkpointing<SimulatedDisk>,
+    checkpoint_tasks: Tasks<CheckpointOutcome<SimulatedDisk>>,
+    checkpoints: u64,
     large: Vec<(LargeAppend, Rc<[u8]>)>,
     seal: EntrySeal,
     rolls: u64,
@@ -71,6 +75,7 @@ impl<P: Fn(&mut Engine)> Replay for ReplayInto<'_, P> {
     }
 
     fn begin(&mut self) {
+        self.found.clear();
         *self.engine = Engine::new(self.options);
         (self.prepare)(self.engine);
     }
@@ -88,7 +93,7 @@ impl<P: Fn(&mut Engine)> Replay for ReplayInto<'_, P> {
 pub struct Found {
     /// In the order of the log.
     pub entries: Vec<EntryHeader>,
-    report: StartReport,
+    pub report: StartReport,
 }
 
 impl Found {
@@ -118,6 +123,7 @@ impl Shard {
         machine: &Machine,
         options: LogOptions,
         engine_options: EngineOptions,
+        checkpoint_slice: usize,
         prepare: impl Fn(&mut Engine),
     ) -> Result<(Self, Found), StartError> {
         let mut engine = Engine::new(engine_options);
@@ -135,6 +141,9 @@ impl Shard {
             waiting: Acknowledgements::default(),
             cold_reads: Tasks::default(),
             tasks: Tasks::default(),
+            checkpointing: Checkpointing::new(checkpoint_slice),
+            checkpoint_tasks: Tasks::default(),
+            checkpoints: 0,
             large: Vec::new(),
             seal,
             rolls: 0,
@@ -185,6 +194,7 @@ impl Shard {
                 drop(self.large.swap_remove(nth));
             }
         }
+        self.checkpoint(random, now);
         loop {
             while let Some(task) = self.log.next_task(now) {
                 self.tasks.spawn(task.run());
@@ -197,6 +207,24 @@ impl Shard {
             }
         }
         self.note_positions(ledger)
+    }
+
+    /// Takes the checkpoint under way, or the next one, a slice further.
+    fn checkpoint(&mut self, random: &mut Random, now: Nanos) {
+        if let Some(outcome) = self.checkpoint_tasks.poll(random)
+            && let Ok(Some(_)) = self.checkpointing.complete(outcome, &mut self.log, now)
+        {
+            self.checkpoints += 1;
+        }
+        if let Some(task) = self.checkpointing.next_task(&self.engine, &mut self.log, now) {
+            self.checkpoint_tasks.spawn(task);
+        }
+    }
+
+    /// When something is to be done although nothing happens until then.
+    pub fn next_deadline(&self) -> Option<Nanos> {
+        let of_checkpoint = self.checkpointing.next_deadline(&self.log);
+        self.log.next_deadline().into_iter().chain(of_checkpoint).min()
     }
 
     /// Tells ledger and engine how far the log is.
@@ -225,6 +253,11 @@ impl Shard {
     pub fn take_rolls(&mut self) -> u64 {
         let before = std::mem::replace(&mut self.rolls, self.log.counters().rolls);
         self.rolls - before
+    }
+
+    /// Checkpoints taken since the last call.
+    pub fn take_checkpoints(&mut self) -> u64 {
+        std::mem::take(&mut self.checkpoints)
     }
 
     /// Takes an entry's bytes apart and checks them to the last one.

@@ -255,7 +255,7 @@ impl Simulation {
             let memory_level = Configuration::memory_level(self.rings);
             let engine = EngineOptions { shard: ShardId(shard), shards, memory_level, group_drain: GROUP_DRAIN };
             let snapshot = process.shards.first().map(|home| home.engine.catalogue_snapshot());
-            let started = Shard::start(&self.machine, options, engine, |engine| {
+            let started = Shard::start(&self.machine, options, engine, self.configuration.checkpoint_slice, |engine| {
                 if let Some(snapshot) = &snapshot {
                     engine.install_catalogue(snapshot.clone());
                 }
@@ -301,9 +301,10 @@ impl Simulation {
     fn recovered(&mut self, shard: u16, started: &Shard, found: &Found) -> Result<(), Violation> {
         found.check_report()?;
         let ledger = &mut self.ledgers[usize::from(shard)];
-        let taken = ledger.recovered(&found.entries, started.log.published(), started.log.durable())?;
+        let taken = ledger.recovered(found, started.log.published(), started.log.durable())?;
         self.consumers.log_recovered(usize::from(shard), ledger);
         self.machine.note(&("started", shard, found.entries.len(), started.log.durable(), taken.records.len()));
+        self.statistics.restored += u64::from(found.report.checkpoint.is_some());
         self.statistics.taken_back += taken.records.len() as u64;
         self.statistics.adopted += u64::from(taken.adopted);
         for record in taken.records {

@@ -39,6 +39,8 @@ statistics! {
     clean_stops: "clean stops",
     poisoned: "poisoned logs",
     rolls: "segments rolled",
+    checkpoints: "checkpoints",
+    restored: "starts from a checkpoint",
     appended: "entries appended",
     acknowledged: "acknowledged",
     duplicates: "duplicates",

@@ -69,7 +69,7 @@ impl Simulation {
     pub(super) fn pass_time(&mut self, process: &mut Process, target: u64) -> Result<(), Violation> {
         loop {
             let now = self.machine.now();
-            let of_logs = process.shards.iter().filter_map(|shard| shard.log.next_deadline());
+            let of_logs = process.shards.iter().filter_map(Shard::next_deadline);
             let tick = self.consumers.settings.tick;
             let of_groups = process.shards.iter().filter_map(|shard| shard.engine.next_group_deadline());
             let of_groups = of_groups.map(|deadline| deadline.0.next_multiple_of(tick));
@@ -94,6 +94,7 @@ impl Simulation {
             let was_poisoned = process.shards[shard].engine.is_poisoned();
             process.shards[shard].turn(&mut self.random, &mut self.ledgers[shard], now)?;
             self.statistics.rolls += process.shards[shard].take_rolls();
+            self.statistics.checkpoints += process.shards[shard].take_checkpoints();
             if process.shards[shard].engine.is_poisoned() && !was_poisoned {
                 self.poisoned(process, shard);
             }

@@ -42,6 +42,10 @@ pub enum RestoreError {
     UnknownTopic(TopicId),
     #[error("group {0} is neither live nor deleted")]
     UnknownGroup(GroupId),
+    #[error(
+        "the shard has seen id {seen}, and shard 0 knows ids up to {known} alone: its log is not the one that gave them"
+    )]
+    HomeGone { seen: u64, known: u64 },
     #[error("the checkpoint has no end")]
     Incomplete,
     #[error("the checkpoint builds on index files up to {wanted}, there are files up to {found}")]
@@ -59,6 +63,8 @@ pub struct Restored {
 struct RestoredEnd {
     end: LogPosition,
     indexed_to: LogPosition,
+    /// The highest id of the catalogue that the shard had seen.
+    seen: ObjectId,
 }
 
 impl Engine {
@@ -98,10 +104,16 @@ impl Engine {
     /// All sections were put back. `indexed_to`: batches below are looked up in the index files of their segments, which must
     /// reach as far as when the checkpoint was saved. From here on [`Engine::applied`] is where the log is to be read back from.
     pub fn restore_end(&mut self, indexed_to: LogPosition) -> Result<(), RestoreError> {
-        let RestoredEnd { end, indexed_to: wanted } = self.restored.end.ok_or(RestoreError::Incomplete)?;
+        let RestoredEnd { end, indexed_to: wanted, seen } = self.restored.end.ok_or(RestoreError::Incomplete)?;
         if indexed_to < wanted {
             return Err(RestoreError::Index { wanted, found: indexed_to });
         }
+        // Shard 0 gives no id before it is durable there, so that no other shard has seen one that it does not know.
+        let known = self.catalogue.highest();
+        if !self.is_home() && !self.catalogue.is_lossy() && seen > known {
+            return Err(RestoreError::HomeGone { seen: seen.0, known: known.0 });
+        }
+        self.catalogue.raise_highest(seen);
         self.catalogue.drop_deleted();
         // At home what is unknown here may be made by covered entries.
         if !self.is_home() && !self.catalogue.is_lossy() {
@@ -263,15 +275,14 @@ impl Engine {
 
     fn restore_end_record(&mut self, body: &mut RecordReader<'_>) -> Option<()> {
         let (end, indexed_to) = (LogPosition(body.u64()?), LogPosition(body.u64()?));
-        let (highest, lossy) = (ObjectId(body.u64()?), body.u64()?);
-        self.catalogue.raise_highest(highest);
+        let (seen, lossy) = (ObjectId(body.u64()?), body.u64()?);
         if lossy > 1 || end < self.applied {
             return None;
         }
         if lossy == 1 && self.is_home() {
             self.catalogue.accept_hole();
         }
-        self.restored.end = Some(RestoredEnd { end, indexed_to });
+        self.restored.end = Some(RestoredEnd { end, indexed_to, seen });
         Some(())
     }
 

@@ -70,6 +70,11 @@ impl CheckpointSave {
         self.begin
     }
 
+    /// Of the last entry before, or of the first one behind it.
+    pub fn store_time(&self) -> Nanos {
+        self.store_time
+    }
+
     /// Once all is saved: what durable must have passed before the checkpoint holds.
     pub fn end(&self) -> Option<LogPosition> {
         self.end

@@ -47,6 +47,10 @@ impl CheckpointKeeper {
         Some(due.max(self.not_before))
     }
 
+    pub fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
     pub fn begin(&mut self, at: LogPosition, now: Nanos) {
         assert!(self.under_way.is_none(), "one at a time");
         self.under_way = Some((at, now));

@@ -52,6 +52,13 @@ pub struct FinishedCheckpoint<D: Disk> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublishedCheckpoint(pub(in crate::log) CheckpointName);
 
+impl PublishedCheckpoint {
+    /// Where starts read the log from that go on from it.
+    pub fn begin(&self) -> LogPosition {
+        self.0.begin
+    }
+}
+
 impl<D: Disk> CheckpointWriter<D> {
     /// Begins one of the state at `begin`, the end of an entry of the run whose segment `current` is. `store_time` is that of the
     /// last entry before.

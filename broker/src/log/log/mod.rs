@@ -27,6 +27,7 @@ use crate::log::checkpoint::CheckpointKeeper;
 use crate::log::counters::LogCounters;
 use crate::log::disk::{BLOCK, Disk, RingHost};
 use crate::log::error::{ReadError, StartError};
+use crate::log::fault::Planted;
 use crate::log::flusher::Flusher;
 use crate::log::mark::MarkKeeper;
 use crate::log::options::LogOptions;
@@ -215,6 +216,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     /// Whether batches are refused because no further segment can be made.
     pub fn is_disk_full(&self) -> bool {
         self.ahead.is_disk_full()
+    }
+
+    /// Whether that defect was planted by the simulator.
+    pub fn has_planted(&self, planted: Planted) -> bool {
+        self.options.faults.has(planted)
     }
 
     /// Published bytes that still stand in the ring: an entry, or part of one.

@@ -12,7 +12,7 @@ use crate::log::task::LogTask;
 impl<D: Disk, H: RingHost> Log<D, H> {
     /// Begins a clean stop: appends are refused from now on, everything published is flushed, and then the mark that closes
     /// the epoch is written. Go on running tasks until [`Self::close_state`] is `Done`. Large appends must be copied to
-    /// their ends.
+    /// their ends, a checkpoint under way is to be given up.
     pub fn begin_close(&mut self) {
         if self.close == CloseState::Open {
             self.close = CloseState::Closing;
@@ -23,7 +23,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
 
     /// `Done` is reported only when no task is in flight.
     pub fn close_state(&self) -> CloseState {
-        let idle = self.flusher.outstanding() == 0 && !self.ahead.is_busy() && !self.marks.is_in_flight();
+        let idle = self.flusher.outstanding() == 0 && self.is_quiet_beside_flushes();
         match self.close {
             CloseState::Closing if self.is_poisoned() && idle => CloseState::Done,
             CloseState::Done if !idle => CloseState::Closing,
@@ -74,6 +74,10 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     /// The last task of a stop, once everything is durable and nothing is in flight.
     pub(super) fn closing_mark(&mut self) -> Option<LogTask<D>> {
         let flushed = self.ring.durable() == self.ring.tail() && self.flusher.outstanding() == 0;
-        if flushed && !self.ahead.is_busy() && !self.marks.is_in_flight() { Some(self.mark_task(true)) } else { None }
+        if flushed && self.is_quiet_beside_flushes() { Some(self.mark_task(true)) } else { None }
+    }
+
+    fn is_quiet_beside_flushes(&self) -> bool {
+        !self.ahead.is_busy() && !self.marks.is_in_flight() && !self.checkpoints.is_under_way()
     }
 }

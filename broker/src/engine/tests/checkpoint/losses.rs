@@ -133,3 +133,22 @@ fn a_queue_that_went_while_it_was_to_be_saved_lives_again_where_its_deletion_was
     assert_eq!((queue.start.0, queue.end.0), (9, 10), "with what the log has of it behind the begin");
     assert_eq!(queue.groups.get(group).map(|place| place.offset.0), Some(9));
 }
+
+/// Shard 0's log was moved away and another had begun in its place: a shard whose checkpoint holds no queue any more, since its
+/// topics were deleted, started beside it.
+#[test]
+fn a_checkpoint_that_has_seen_ids_which_shard_0_does_not_know_is_refused() {
+    let mut home = Bench::new(1);
+    home.change(home.engine.decide_delete("t", None, home.now));
+    home.harden();
+    let mut copy = Engine::new(options(1));
+    copy.install_catalogue(home.engine.catalogue_snapshot());
+    copy.recovered(LogPosition(0));
+    let (mut save, mut section) = (copy.begin_checkpoint(), Vec::new());
+    assert!(copy.save_slice(&mut save, &mut section, usize::MAX));
+    let restored =
+        |catalogue| put_back(options(1), Some(catalogue), std::slice::from_ref(&section)).restore_end(LogPosition(0));
+    assert_eq!(restored(home.engine.catalogue_snapshot()), Ok(()));
+    let seen = home.engine.highest_id().0;
+    assert_eq!(restored(CatalogueSnapshot::default()), Err(RestoreError::HomeGone { seen, known: 0 }));
+}
