@@ -218,6 +218,8 @@ pub const CHECKPOINT_LOOK: usize = 32;
 pub const CHECKPOINT_SLICE: usize = 32 * KIB;
 /// How often a shard looks whether a checkpoint is due, or counts by now: at 1 GB a second the log grows by 100 MB in between.
 pub const CHECKPOINT_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The longest time between two checkpoints that may be configured.
+pub const CHECKPOINT_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 // --- Groups, as an operator may set them ----------------------------------------------------------------------------------
 

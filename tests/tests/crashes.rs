@@ -57,7 +57,8 @@ fn killed_while_memory_messages_come_to_4_shards() {
 fn survives_kills(shards: u16, level: &str) {
     let mut random = Random::for_test();
     let data = Dataset::flights(LINES);
-    let mut broker = Settings::default().shards(shards).start();
+    // Checkpoints are taken as often as can be, so that kills fall between their steps too.
+    let mut broker = Settings::default().shards(shards).argument("--checkpoint-age=100ms").start();
     broker.command_line().create_topic("flights", QUEUES);
 
     // A reader that follows over all the kills: what it has seen is never taken back, and it sees nothing twice.

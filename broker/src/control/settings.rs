@@ -68,6 +68,15 @@ pub struct Flush {
     pub memory_bytes: u64,
 }
 
+/// When checkpoints are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CheckpointTimes {
+    /// After so many bytes of log, or
+    pub bytes: u64,
+    /// after so long, if anything came at all.
+    pub age: Nanos,
+}
+
 /// How consumer groups treat their members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupTimes {
@@ -149,6 +158,7 @@ pub struct Settings {
     /// Largest entry, header and filling included: at most a quarter of the ring, and a segment less its identity block.
     pub largest_entry: u64,
     pub flush: Flush,
+    pub checkpoint: CheckpointTimes,
     pub groups: GroupTimes,
     /// `--accept-loss`: go on behind damage, naming what was given up in the log.
     pub accept_loss: bool,

@@ -10,7 +10,8 @@ use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
 use crate::log::fault::{Faults, RecoveryStep};
 use crate::log::{
-    BootId, CloseError, Directory, FlushOptions, Log, LogOptions, Replay, RunId, StartError, StartReport,
+    BootId, CheckpointOptions, CloseError, Directory, FlushOptions, Log, LogOptions, Replay, RunId, StartError,
+    StartReport,
 };
 use crate::shard::event::Event;
 use crate::shard::executor::{Executor, Facts, Layout};
@@ -252,6 +253,7 @@ fn tell(shard: ShardId, report: &StartReport) {
         epoch = report.epoch.0,
         cut = report.cut.0,
         start = report.start.0,
+        checkpoint = report.checkpoint.map(|begin| begin.0),
         ring = ?report.ring,
         messages_from_ring = report.messages_from_ring,
         "the shard's log is recovered"
@@ -296,6 +298,7 @@ fn log_options(settings: &Settings, identity: &Identity, id: ShardId) -> Result<
             memory_bytes: flush.memory_bytes,
             flush_bytes: flush.max_bytes,
         },
+        checkpoint: CheckpointOptions { bytes: settings.checkpoint.bytes, age: settings.checkpoint.age },
         accept_loss: settings.accept_loss,
         discard_ring: settings.discard_ring(id),
         faults: faults(&settings.test_faults),

@@ -16,7 +16,7 @@ use peregrine_protocol::limits::{
 
 use super::quantity::show_size;
 use crate::control::logging::LogSettings;
-use crate::control::settings::{Flush, GroupTimes, Idle, Settings, TestFault, WithoutTmpfs};
+use crate::control::settings::{CheckpointTimes, Flush, GroupTimes, Idle, Settings, TestFault, WithoutTmpfs};
 
 /// What the sources said; `None` where the default depends on other values.
 #[derive(Clone, Debug)]
@@ -33,6 +33,7 @@ pub struct Draft {
     pub message_max: Option<u32>,
     pub frame_max: Option<u32>,
     pub flush: Flush,
+    pub checkpoint: CheckpointTimes,
     pub groups: GroupTimes,
     pub log: LogSettings,
     pub accept_loss: bool,
@@ -56,6 +57,7 @@ impl Draft {
             message_max: None,
             frame_max: None,
             flush: Flush { depth: 0, age: Nanos::ZERO, max_bytes: 0, memory_wait: Nanos::ZERO, memory_bytes: 0 },
+            checkpoint: CheckpointTimes { bytes: 0, age: Nanos::ZERO },
             groups: GroupTimes { silence: Nanos::ZERO, grace: Nanos::ZERO, drain: Nanos::ZERO },
             log: LogSettings::default(),
             accept_loss: false,
@@ -85,6 +87,7 @@ impl Draft {
             batch_max: sizes.batch_max,
             largest_entry: sizes.largest_entry,
             flush: self.flush,
+            checkpoint: self.checkpoint,
             groups: self.groups,
             accept_loss: self.accept_loss,
             discard_rings: self.discard_rings,

@@ -6,7 +6,7 @@
 use super::draft::Draft;
 use super::quantity::{size, time};
 use crate::control::settings::{Idle, TestFault, WithoutTmpfs};
-use crate::limits::{GROUP_SILENCE_MIN, GROUP_TIME_MAX};
+use crate::limits::{CHECKPOINT_AGE_MAX, CHECKPOINT_LOOK_EVERY, GROUP_SILENCE_MIN, GROUP_TIME_MAX};
 use peregrine_protocol::ids::{Epoch, ShardId};
 use peregrine_protocol::limits::{BLOCK, FRAME_MAX_CEILING, RING_MAX, RING_MIN, SHARDS_MAX};
 
@@ -229,6 +229,32 @@ pub const TABLE: &[Row] = &[
         take: |draft, text| {
             draft.flush.memory_bytes = within(size(text)?, BLOCK, RING_MAX)?;
             Ok(())
+        },
+        ..ROW
+    },
+    Row {
+        key: "checkpoint_size",
+        value: Some("SIZE"),
+        default: Some("256MiB"),
+        help: "A checkpoint is taken after so many bytes of a shard's log, 1MiB to 16GiB.",
+        reason: "A start reads back at most about twice as much: a second or two.",
+        take: |draft, text| {
+            draft.checkpoint.bytes = within(size(text)?, 1 << 20, 16 << 30)?;
+            Ok(())
+        },
+        ..ROW
+    },
+    Row {
+        key: "checkpoint_age",
+        value: Some("TIME"),
+        default: Some("30s"),
+        help: "Or after so long, if anything came at all; 100ms to 24h.",
+        reason: "A shard with little traffic reads little back, and writes a checkpoint seldom.",
+        take: |draft, text| {
+            let age = time(text)?;
+            draft.checkpoint.age = age.into();
+            let is_within = (CHECKPOINT_LOOK_EVERY..=CHECKPOINT_AGE_MAX).contains(&age);
+            if is_within { Ok(()) } else { Err("from 100ms to 24h".to_owned()) }
         },
         ..ROW
     },

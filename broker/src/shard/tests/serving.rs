@@ -1,6 +1,6 @@
 //! A broker's shards in this process, and a client as simple as can be: blocking, one socket, one buffer.
 
-use crate::control::settings::{Flush, GroupTimes, Identity, Idle, Settings, WithoutTmpfs};
+use crate::control::settings::{CheckpointTimes, Flush, GroupTimes, Identity, Idle, Settings, WithoutTmpfs};
 use crate::shard::listener;
 use crate::shard::run::{self, RunError};
 use peregrine_protocol::checksum::crc32;
@@ -53,6 +53,7 @@ pub fn settings(data: &Path, rings: &Path, shards: u16) -> Settings {
             memory_wait: Nanos::from_millis(1),
             memory_bytes: 256 << 10,
         },
+        checkpoint: CheckpointTimes { bytes: 256 << 20, age: Nanos::from_secs(30) },
         groups: GroupTimes { silence: Nanos::from_secs(10), grace: Nanos::from_secs(10), drain: Nanos::from_secs(5) },
         accept_loss: false,
         discard_rings: Vec::new(),
