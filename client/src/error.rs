@@ -49,6 +49,14 @@ pub enum Error {
         /// The first offset that now means another message than before.
         at: QueueOffset,
     },
+    /// The messages at the reader's place are no longer kept; reading goes on at the first that are.
+    #[error("queue {queue} keeps its messages from offset {first} on: those before, which had not been read, are gone")]
+    TooOld {
+        /// Which queue.
+        queue: QueueId,
+        /// The first offset that the queue still keeps.
+        first: QueueOffset,
+    },
     /// A message does not match its checksum.
     #[error("the message at offset {offset} of queue {queue} does not match its checksum")]
     Corrupt {
@@ -100,7 +108,11 @@ impl Error {
     pub fn is_retriable(&self) -> bool {
         match self {
             // Behind a cut the reader goes on by itself.
-            Self::Unreachable { .. } | Self::ConnectionLost | Self::TimedOut { .. } | Self::Truncated { .. } => true,
+            Self::Unreachable { .. }
+            | Self::ConnectionLost
+            | Self::TimedOut { .. }
+            | Self::Truncated { .. }
+            | Self::TooOld { .. } => true,
             Self::Refused(refusal) => refusal.retriable,
             Self::Replaced { .. }
             | Self::Protocol(_)

@@ -104,6 +104,8 @@ error_table! {
     OffsetReset = 84, RETRIABLE, "the group's offset in the queue was set; subscribe again";
     /// The client joins again.
     UnknownMember = 85, FINAL, "the group has no such member";
+    /// Carries the first offset that is kept. Ends a subscription too, which may go on from there.
+    OffsetTooOld = 87, FINAL, "the queue no longer keeps the messages at that offset";
     MemberFenced = 86, FINAL, "another consumer joined the group under this name";
 }
 
@@ -124,8 +126,8 @@ impl fmt::Display for ErrorCode {
 pub struct ErrorDetail {
     /// `OutOfSequence`, `UnknownProducer`: the sequence that would be accepted.
     pub expected_sequence: Option<u64>,
-    /// `Truncated`: the queue offset up to which the asker's epoch is valid.
-    pub truncated_at: Option<u64>,
+    /// `Truncated`: the queue offset up to which the asker's epoch is valid. `OffsetTooOld`: the first that the queue still keeps.
+    pub offset: Option<u64>,
     /// `WrongShard`: where the queue lives.
     pub shard: Option<u64>,
     /// `Busy`: nanoseconds after which another try makes sense.
@@ -159,9 +161,16 @@ mod tests {
         for code in [Busy, Poisoned, DiskFull, OutOfSequence, OffsetReset] {
             assert!(code.is_retriable(), "{code}");
         }
-        for code in
-            [TopicDeleted, UnknownProducer, SequenceConflict, ProducerFenced, Truncated, NotHolder, MemberFenced]
-        {
+        for code in [
+            TopicDeleted,
+            UnknownProducer,
+            SequenceConflict,
+            ProducerFenced,
+            Truncated,
+            NotHolder,
+            OffsetTooOld,
+            MemberFenced,
+        ] {
             assert!(!code.is_retriable(), "{code}");
         }
     }

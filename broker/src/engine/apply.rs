@@ -17,6 +17,7 @@ use super::group::OffsetsError;
 use super::index::IndexEntry;
 use super::producer::{BatchSequence, ProducerState, Remembered};
 use super::queue::{Queue, QueueKey};
+use super::queue_starts::StartsError;
 use super::{Engine, Phase, Topic, TopicState};
 
 /// What an entry did.
@@ -29,6 +30,8 @@ pub enum Applied {
     Skipped,
     /// Places of consumer groups moved, except those of groups and topics that are gone.
     GroupOffsets,
+    /// Queues keep their messages from later offsets on.
+    QueueStarts,
     /// A change of the catalogue. While running it takes effect once it is durable.
     Catalogue,
     /// An entry that says nothing to the engine.
@@ -70,6 +73,10 @@ pub enum ApplyErrorReason {
     UnknownGroup(GroupId),
     #[error(transparent)]
     OffsetsFormat(#[from] OffsetsError),
+    #[error(transparent)]
+    StartsFormat(#[from] StartsError),
+    #[error("queue {1} of topic {0} does not reach to offset {2}, from which on it is to keep its messages")]
+    QueueStart(TopicId, QueueId, QueueOffset),
     #[error("the place of group {0} in queue {2} of topic {1} does not fit: {3}")]
     GroupOffset(GroupId, TopicId, QueueId, &'static str),
 }
@@ -86,6 +93,7 @@ impl Engine {
         let applied = match header.kind {
             EntryKind::Batch => self.apply_batch(header).map_err(at)?,
             EntryKind::Catalogue => self.apply_catalogue(header, payload).map_err(at)?,
+            EntryKind::QueueStarts => self.apply_queue_starts(header, payload).map_err(at)?,
             EntryKind::GroupOffsets => self.apply_group_offsets(header, payload).map_err(at)?,
             _ => Applied::Nothing,
         };

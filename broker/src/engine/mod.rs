@@ -33,6 +33,7 @@ mod index;
 mod produce;
 mod producer;
 mod queue;
+mod queue_starts;
 mod reader;
 mod reading;
 mod refusal;
@@ -61,6 +62,7 @@ pub use group::{
 pub use group::{Assignment, HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
+pub use queue_starts::{QueueStart, StartsEntry, StartsError};
 pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};
 pub use reading::{FetchLimits, QueuePlace};
 pub use refusal::Refusal;

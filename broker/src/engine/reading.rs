@@ -105,11 +105,14 @@ pub(super) fn place_in(queue: &Queue, start: StartAt) -> Result<QueuePlace, Refu
         StartAt::Earliest => (queue.start.min(queue.visible), None),
         StartAt::Latest => (queue.visible, None),
         StartAt::Time(time) => match queue.index.at_time(time) {
-            Some(entry) => (entry.offset.min(queue.visible), None),
+            Some(entry) => (entry.offset.max(queue.start).min(queue.visible), None),
             None => (queue.visible, None),
         },
         StartAt::Offset { epoch, offset } => {
             queue.epochs.check(epoch, offset, queue.end).map_err(|at| Refusal::Truncated { at })?;
+            if offset < queue.start {
+                return Err(Refusal::OffsetTooOld { first: queue.start });
+            }
             (offset, (epoch != Epoch::ANY).then_some(epoch))
         }
     };

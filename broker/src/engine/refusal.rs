@@ -49,6 +49,8 @@ pub enum Refusal {
     LevelUnavailable,
     #[error("the queue was cut or ends at offset {at}")]
     Truncated { at: QueueOffset },
+    #[error("the queue keeps its messages from offset {first} on")]
+    OffsetTooOld { first: QueueOffset },
     #[error("the connection has no such subscription")]
     UnknownSubscription,
     #[error("the group has no such member")]
@@ -79,6 +81,7 @@ impl Refusal {
             Self::ProducerFenced => ErrorCode::ProducerFenced,
             Self::LevelUnavailable => ErrorCode::LevelUnavailable,
             Self::Truncated { .. } => ErrorCode::Truncated,
+            Self::OffsetTooOld { .. } => ErrorCode::OffsetTooOld,
             Self::UnknownSubscription => ErrorCode::UnknownSubscription,
             Self::UnknownMember => ErrorCode::UnknownMember,
             Self::NotHolder => ErrorCode::NotHolder,
@@ -91,7 +94,8 @@ impl Refusal {
         match self {
             Self::OutOfSequence { expected } => ErrorDetail { expected_sequence: Some(expected.0), ..none },
             Self::UnknownProducer => ErrorDetail { expected_sequence: Some(0), ..none },
-            Self::Truncated { at } => ErrorDetail { truncated_at: Some(at.0), ..none },
+            Self::Truncated { at } => ErrorDetail { offset: Some(at.0), ..none },
+            Self::OffsetTooOld { first } => ErrorDetail { offset: Some(first.0), ..none },
             Self::WrongShard(shard) => ErrorDetail { shard: Some(u64::from(shard.0)), ..none },
             Self::Busy { retry_after } => ErrorDetail { retry_after_ns: Some(retry_after.0), ..none },
             _ => none,

@@ -52,7 +52,9 @@ async fn print_all(reader: &mut Reader, options: &ConsumeOptions, out: &mut BufW
                 left -= 1;
             }
             // The reader goes on behind it; who reads must know all the same.
-            Some(Err(error @ Error::Truncated { .. })) => bar.suspend(|| eprintln!("peregrine: {error}")),
+            Some(Err(error @ (Error::Truncated { .. } | Error::TooOld { .. }))) => {
+                bar.suspend(|| eprintln!("peregrine: {error}"));
+            }
             Some(Err(error)) => return Err(error.into()),
         }
     }

@@ -211,7 +211,7 @@ impl<M> Claim<M> {
             }
             Err(refusal) => refusal,
         };
-        match (refusal.code(), refusal.detail.truncated_at) {
+        match (refusal.code(), refusal.detail.offset) {
             (Some(ErrorCode::Truncated), Some(at)) => {
                 let at = QueueOffset(at);
                 open.delivered = open.delivered.min(at);

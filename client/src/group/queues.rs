@@ -115,7 +115,7 @@ impl<M> MemberCore<M> {
             }
             Some(ErrorCode::Truncated) => {
                 claim.lose();
-                let at = QueueOffset(refusal.detail.truncated_at.unwrap_or(0));
+                let at = QueueOffset(refusal.detail.offset.unwrap_or(0));
                 self.notices.push_back(Notice::Truncated { key, at });
             }
             _ if refusal.retriable => claim.wait(refusal.detail.retry_after_ns, now),

@@ -21,7 +21,8 @@ use crate::message::Delivery;
 /// connections break or the broker is started again.
 ///
 /// Every message is checked against the checksums that its producer made. Where a failure of the broker took back messages that had
-/// been read, `next` gives [`Error::Truncated`] once and goes on behind it.
+/// been read, `next` gives [`Error::Truncated`] once and goes on behind it; so it does with [`Error::TooOld`] where retention took
+/// messages before they were read.
 ///
 /// ```no_run
 /// # async fn example(client: peregrine_client::Client) -> peregrine_client::Result<()> {
@@ -131,5 +132,5 @@ impl Delivery {
 
 /// An error after which the reader, or the queue, is at its end.
 fn is_fatal(error: &Error) -> bool {
-    !matches!(error, Error::Truncated { .. } | Error::Corrupt { .. })
+    !matches!(error, Error::Truncated { .. } | Error::TooOld { .. } | Error::Corrupt { .. })
 }

@@ -75,12 +75,22 @@ impl Place {
 
     /// The broker says that the queue was cut at `at`, below what this reader asked for. It goes on there, whatever the epoch.
     pub fn truncated(&mut self, at: QueueOffset) {
-        self.subscription = None;
-        self.next = Some(at);
-        self.start = Start::Offset { epoch: Epoch::ANY, offset: at };
+        self.go_on_at(at);
         // What was the end is gone, and what stands there now came later.
         self.end = self.end.map(|end| end.min(at));
         self.check_end();
+    }
+
+    /// What stood before is no longer kept.
+    pub fn is_too_old(&mut self, first: QueueOffset) {
+        self.go_on_at(first);
+        self.check_end();
+    }
+
+    fn go_on_at(&mut self, offset: QueueOffset) {
+        self.subscription = None;
+        self.next = Some(offset);
+        self.start = Start::Offset { epoch: Epoch::ANY, offset };
     }
 
     /// The first offset of a batch that is wanted: what the end cuts off is not.

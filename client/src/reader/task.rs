@@ -196,11 +196,20 @@ impl ReaderTask {
     fn refused(&mut self, queue: QueueId, refusal: Refusal) -> Result<(), Over> {
         let Some(place) = self.places.get_mut(&queue) else { return Ok(()) };
         place.subscription = None;
-        match (refusal.code(), refusal.detail.truncated_at) {
+        match (refusal.code(), refusal.detail.offset) {
             (Some(ErrorCode::Truncated), Some(at)) => {
                 let at = QueueOffset(at);
                 place.truncated(at);
                 self.pieces.send(Piece::Error(Error::Truncated { queue, at })).map_err(|_| Over)?;
+                self.subscribe(queue);
+                Ok(())
+            }
+            // Of a subscription that ends it tells no offset: subscribing again does.
+            (Some(ErrorCode::OffsetTooOld), _) => {
+                if let Some(first) = refusal.detail.offset.map(QueueOffset) {
+                    place.is_too_old(first);
+                    self.pieces.send(Piece::Error(Error::TooOld { queue, first })).map_err(|_| Over)?;
+                }
                 self.subscribe(queue);
                 Ok(())
             }

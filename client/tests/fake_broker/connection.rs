@@ -204,7 +204,7 @@ impl Connection {
                     Start::Latest => queue.end(),
                     Start::Offset { epoch, offset } => match queue.valid_up_to(epoch) {
                         valid if offset.0 > valid => {
-                            let detail = ErrorDetail { truncated_at: Some(valid), ..ErrorDetail::default() };
+                            let detail = ErrorDetail { offset: Some(valid), ..ErrorDetail::default() };
                             ErrorAnswer::new(ErrorCode::Truncated).with(detail).encode(correlation, out);
                             return Ok(());
                         }

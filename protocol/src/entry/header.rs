@@ -21,6 +21,8 @@ pub enum EntryKind {
     Loss = 4,
     /// How far consumer groups are in queues of the shard.
     GroupOffsets = 5,
+    /// From where on queues of the shard keep their messages.
+    QueueStarts = 6,
 }
 
 impl EntryKind {
@@ -31,6 +33,7 @@ impl EntryKind {
             3 => Some(Self::Catalogue),
             4 => Some(Self::Loss),
             5 => Some(Self::GroupOffsets),
+            6 => Some(Self::QueueStarts),
             _ => None,
         }
     }

@@ -130,6 +130,7 @@ prop_compose! {
             Just(EntryKind::Catalogue),
             Just(EntryKind::Loss),
             Just(EntryKind::GroupOffsets),
+            Just(EntryKind::QueueStarts),
         ],
         level in 1u8..=3,
         (payload_crc, length, record_count) in (any::<u32>(), 0..=ENTRY_PAYLOAD_MAX, any::<u32>()),

@@ -8710,7 +8710,7 @@ impl<'a> Error<'a> {
   pub const VT_RETRIABLE: ::flatbuffers::VOffsetT = 6;
   pub const VT_SENTENCE: ::flatbuffers::VOffsetT = 8;
   pub const VT_EXPECTED_SEQUENCE: ::flatbuffers::VOffsetT = 10;
-  pub const VT_TRUNCATED_AT: ::flatbuffers::VOffsetT = 12;
+  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 12;
   pub const VT_SHARD: ::flatbuffers::VOffsetT = 14;
   pub const VT_RETRY_AFTER_NS: ::flatbuffers::VOffsetT = 16;
   pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 18;
@@ -8730,7 +8730,7 @@ impl<'a> Error<'a> {
     if let Some(x) = args.subscription { builder.add_subscription(x); }
     if let Some(x) = args.retry_after_ns { builder.add_retry_after_ns(x); }
     if let Some(x) = args.shard { builder.add_shard(x); }
-    if let Some(x) = args.truncated_at { builder.add_truncated_at(x); }
+    if let Some(x) = args.offset { builder.add_offset(x); }
     if let Some(x) = args.expected_sequence { builder.add_expected_sequence(x); }
     if let Some(x) = args.sentence { builder.add_sentence(x); }
     builder.add_code(args.code);
@@ -8767,12 +8767,13 @@ impl<'a> Error<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Error::VT_EXPECTED_SEQUENCE, None)}
   }
+  /// Of a queue: where it was cut, or from where on it keeps its messages.
   #[inline]
-  pub fn truncated_at(&self) -> Option<u64> {
+  pub fn offset(&self) -> Option<u64> {
     // Safety:
     // Created from valid Table for this object
     // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Error::VT_TRUNCATED_AT, None)}
+    unsafe { self._tab.get::<u64>(Error::VT_OFFSET, None)}
   }
   #[inline]
   pub fn shard(&self) -> Option<u64> {
@@ -8816,7 +8817,7 @@ impl ::flatbuffers::Verifiable for Error<'_> {
      .visit_field::<bool>("retriable", Self::VT_RETRIABLE, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("sentence", Self::VT_SENTENCE, false)?
      .visit_field::<u64>("expected_sequence", Self::VT_EXPECTED_SEQUENCE, false)?
-     .visit_field::<u64>("truncated_at", Self::VT_TRUNCATED_AT, false)?
+     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
      .visit_field::<u64>("shard", Self::VT_SHARD, false)?
      .visit_field::<u64>("retry_after_ns", Self::VT_RETRY_AFTER_NS, false)?
      .visit_field::<u64>("subscription", Self::VT_SUBSCRIPTION, false)?
@@ -8830,7 +8831,7 @@ pub struct ErrorArgs<'a> {
     pub retriable: bool,
     pub sentence: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub expected_sequence: Option<u64>,
-    pub truncated_at: Option<u64>,
+    pub offset: Option<u64>,
     pub shard: Option<u64>,
     pub retry_after_ns: Option<u64>,
     pub subscription: Option<u64>,
@@ -8844,7 +8845,7 @@ impl<'a> Default for ErrorArgs<'a> {
       retriable: false,
       sentence: None,
       expected_sequence: None,
-      truncated_at: None,
+      offset: None,
       shard: None,
       retry_after_ns: None,
       subscription: None,
@@ -8875,8 +8876,8 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ErrorBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<u64>(Error::VT_EXPECTED_SEQUENCE, expected_sequence);
   }
   #[inline]
-  pub fn add_truncated_at(&mut self, truncated_at: u64) {
-    self.fbb_.push_slot_always::<u64>(Error::VT_TRUNCATED_AT, truncated_at);
+  pub fn add_offset(&mut self, offset: u64) {
+    self.fbb_.push_slot_always::<u64>(Error::VT_OFFSET, offset);
   }
   #[inline]
   pub fn add_shard(&mut self, shard: u64) {
@@ -8916,7 +8917,7 @@ impl ::core::fmt::Debug for Error<'_> {
       ds.field("retriable", &self.retriable());
       ds.field("sentence", &self.sentence());
       ds.field("expected_sequence", &self.expected_sequence());
-      ds.field("truncated_at", &self.truncated_at());
+      ds.field("offset", &self.offset());
       ds.field("shard", &self.shard());
       ds.field("retry_after_ns", &self.retry_after_ns());
       ds.field("subscription", &self.subscription());

@@ -170,7 +170,7 @@ impl<'a> ErrorAnswer<'a> {
             sentence: table::bounded(table.sentence(), SENTENCE_MAX, "sentence")?,
             detail: ErrorDetail {
                 expected_sequence: table.expected_sequence(),
-                truncated_at: table.truncated_at(),
+                offset: table.offset(),
                 shard: table.shard(),
                 retry_after_ns: table.retry_after_ns(),
                 subscription: table.subscription(),
@@ -187,7 +187,7 @@ impl<'a> ErrorAnswer<'a> {
                 retriable: self.retriable,
                 sentence: Some(builder.create_string(sentence)),
                 expected_sequence: self.detail.expected_sequence,
-                truncated_at: self.detail.truncated_at,
+                offset: self.detail.offset,
                 shard: self.detail.shard,
                 retry_after_ns: self.detail.retry_after_ns,
                 subscription: self.detail.subscription,

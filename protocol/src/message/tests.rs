@@ -177,7 +177,7 @@ fn answers_come_back() {
 fn every_error_comes_back_with_its_details() {
     let detail = ErrorDetail {
         expected_sequence: Some(0),
-        truncated_at: Some(u64::MAX),
+        offset: Some(u64::MAX),
         shard: Some(1),
         retry_after_ns: Some(20_000_000),
         subscription: Some(0),

@@ -224,11 +224,18 @@ impl Engine {
 pub(in crate::engine) fn place_of(queue: &Queue, group: GroupId, start: GroupStart) -> GroupPlace {
     let visible_end = queue.visible;
     if let Some(&CommittedPlace { epoch, offset, .. }) = queue.groups.get(group) {
+        if offset < queue.start {
+            // What it had not read is no longer kept.
+            let epoch = queue.epochs.before(queue.start);
+            return GroupPlace { epoch, offset: queue.start, is_committed: true, visible_end };
+        }
         return GroupPlace { epoch, offset, is_committed: true, visible_end };
     }
     let offset = match start {
         GroupStart::Earliest => queue.start,
-        GroupStart::Time(time) => queue.index.at_time(time).map_or(queue.visible, |entry| entry.offset),
+        GroupStart::Time(time) => {
+            queue.index.at_time(time).map_or(queue.visible, |entry| entry.offset.max(queue.start))
+        }
         GroupStart::Offset(offset) => offset.max(queue.start),
     };
     let offset = offset.min(queue.visible);

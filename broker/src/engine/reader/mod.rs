@@ -181,6 +181,16 @@ impl Readers {
             let Some(queue) = queues.get_mut(reader.queue) else {
                 unreachable!("a deleted queue's readers have ended")
             };
+            if reader.next < queue.start {
+                if reader.turn.is_none() {
+                    reader.state = ReaderState::Ended(ErrorCode::OffsetTooOld);
+                    self.ready.push_back(key);
+                    continue;
+                }
+                // What its group had not read is no longer kept.
+                reader.next = queue.start;
+                reader.cursor = queue.index.seek(queue.start);
+            }
             if reader.next >= queue.visible {
                 reader.state = ReaderState::Waiting;
                 queue.waiting.push(key);

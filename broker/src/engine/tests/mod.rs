@@ -11,6 +11,7 @@ mod offsets;
 mod producers;
 mod readers;
 mod slices;
+mod starts;
 mod turns;
 mod visibility;
 

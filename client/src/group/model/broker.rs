@@ -175,7 +175,7 @@ impl World {
         };
         let valid = queue.log.iter().position(|(of, _)| *of > epoch).unwrap_or(queue.log.len()) as u64;
         if offset > valid {
-            let detail = ErrorDetail { truncated_at: Some(valid), ..ErrorDetail::default() };
+            let detail = ErrorDetail { offset: Some(valid), ..ErrorDetail::default() };
             return Err(Refusal { detail, ..refusal(ErrorCode::Truncated) });
         }
         assert!(offset <= next, "acknowledged {offset}, delivered up to {next}");

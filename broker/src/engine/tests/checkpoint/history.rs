@@ -36,6 +36,12 @@ enum Step {
         queues: Vec<(usize, u32)>,
         to: u64,
     },
+    /// Messages are kept from so many on behind the start of each of these queues.
+    Retain {
+        shard: usize,
+        queues: Vec<(usize, u32)>,
+        ahead: u64,
+    },
     Subscribe {
         shard: usize,
         topic: usize,
@@ -75,6 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
         producer,
         raise,
     });
+    let retain = (shard.clone(), queues.clone(), 0..4u64);
     let places = (shard.clone(), group.clone(), queues);
     let ack =
         (places.clone(), 0..4u64).prop_map(|((shard, group, queues), ahead)| Step::Ack { shard, group, queues, ahead });
@@ -89,6 +96,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => ack,
         4 => begin,
         3 => reset,
+        6 => retain.prop_map(|(shard, queues, ahead)| Step::Retain { shard, queues, ahead }),
         2 => subscribe.prop_map(|(shard, topic, queue)| Step::Subscribe { shard, topic, queue }),
         1 => shard.clone().prop_map(|shard| Step::Detach { shard }),
         6 => (topic.clone(), 1..5u32).prop_map(|(topic, queues)| Step::CreateTopic(topic, queues)),
@@ -142,6 +150,17 @@ impl World {
                 self.places(shard, group, queues, |_, engine, group, key, now| {
                     engine.decide_reset(group, key.topic, key.queue, start, now).map(Some)
                 });
+            }
+            Step::Retain { shard, ref queues, ahead } => {
+                let mut keys: Vec<_> = self.keys(queues).collect();
+                keys.sort();
+                keys.dedup();
+                let bench = &mut self.members[shard].bench;
+                let start = |&key: &QueueKey| Some(bench.engine.queues.by_key(key)?.start + ahead);
+                let wanted = keys.iter().filter_map(|key| Some(QueueStart { queue: *key, start: start(key)? }));
+                if let Some(entry) = bench.engine.decide_starts(&wanted.collect::<Vec<_>>(), bench.now) {
+                    bench.append(&entry.draft, entry.payload);
+                }
             }
             Step::Subscribe { shard, topic, queue } => {
                 let Some(topic) = self.topic(topic) else { return };

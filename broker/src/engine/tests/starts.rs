@@ -1,0 +1,105 @@
+//! Starts of queues: what is no longer kept is told to readers, passed over by groups, and stays so over restarts.
+
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
+use peregrine_protocol::ids::QueueOffset;
+
+use super::*;
+
+const QUEUE: QueueKey = QueueKey { topic: TOPIC, queue: QueueId(0) };
+const CREDIT: Credit = Credit { messages: 1, bytes: 1 };
+
+impl Bench {
+    /// The queue keeps its messages from `start` on; whether that moved anything.
+    fn keep_from(&mut self, start: u64) -> bool {
+        let wanted = [QueueStart { queue: QUEUE, start: QueueOffset(start) }];
+        let Some(entry) = self.engine.decide_starts(&wanted, self.now) else { return false };
+        self.append(&entry.draft, entry.payload);
+        true
+    }
+
+    fn first(&self) -> u64 {
+        self.engine.look_up(TOPIC, QueueId(0), StartAt::Earliest).expect("the queue exists").offset.0
+    }
+}
+
+fn at(offset: u64) -> StartAt {
+    StartAt::Offset { epoch: Epoch::ANY, offset: QueueOffset(offset) }
+}
+
+#[test]
+fn who_asks_for_what_is_no_longer_kept_is_told_the_first_that_is() {
+    let mut bench = Bench::new(1);
+    for _ in 0..10 {
+        bench.store(0, 1, Memory);
+    }
+    bench.publish();
+    assert!(bench.keep_from(4) && !bench.keep_from(4) && !bench.keep_from(3), "a start never goes back");
+    let refused = |offset| bench.engine.look_up(TOPIC, QueueId(0), at(offset)).map(|place| place.offset);
+    assert_eq!(refused(3), Err(Refusal::OffsetTooOld { first: QueueOffset(4) }));
+    assert_eq!((refused(4), bench.first()), (Ok(QueueOffset(4)), 4));
+    assert_eq!(
+        bench.engine.look_up(TOPIC, QueueId(0), StartAt::Time(Nanos(0))).map(|place| place.offset),
+        Ok(QueueOffset(4))
+    );
+}
+
+#[test]
+fn what_no_reader_sees_yet_is_kept() {
+    let mut bench = Bench::new(1);
+    bench.store(0, 3, Memory);
+    bench.publish();
+    bench.store(0, 2, Synced);
+    bench.publish();
+    assert!(bench.keep_from(5));
+    assert_eq!(bench.first(), 3);
+    bench.harden();
+    assert!(bench.keep_from(5), "it is visible");
+    assert_eq!((bench.first(), bench.visible(0)), (5, 5));
+    bench.store(0, 1, Memory);
+    bench.publish();
+    assert_eq!((bench.first(), bench.visible(0)), (5, 6));
+}
+
+#[test]
+fn a_reader_that_is_overtaken_ends() {
+    let mut bench = Bench::new(1);
+    for _ in 0..4 {
+        bench.store(0, 1, Memory);
+    }
+    bench.publish();
+    let me = ReaderOwner(1);
+    let (id, _) = bench.engine.subscribe(me, TOPIC, QueueId(0), at(0), CREDIT).expect("the queue exists");
+    assert!(matches!(bench.engine.next_delivery(), Some(Delivery::Batch { batch, .. }) if batch.base_offset.0 == 0));
+    bench.engine.delivered(id);
+    assert!(bench.keep_from(3));
+    bench.engine.credit(me, id, CREDIT).expect("it lives");
+    let ended = Delivery::Ended { owner: me, subscription: id, code: ErrorCode::OffsetTooOld };
+    assert_eq!((bench.engine.next_delivery(), bench.engine.next_delivery()), (Some(ended), None));
+}
+
+#[test]
+fn a_restart_knows_the_start() {
+    let mut bench = Bench::new(1);
+    for _ in 0..6 {
+        bench.store(0, 1, Memory);
+    }
+    bench.harden();
+    assert!(bench.keep_from(4));
+    let digest = bench.engine.digest();
+    bench.restart(bench.end);
+    assert_eq!((bench.first(), bench.engine.digest()), (4, digest));
+}
+
+#[test]
+fn a_start_beyond_the_queue_is_damage() {
+    let mut bench = Bench::new(1);
+    bench.store(0, 3, Memory);
+    bench.publish();
+    let wanted = [QueueStart { queue: QUEUE, start: QueueOffset(3) }];
+    let entry = bench.engine.decide_starts(&wanted, bench.now).expect("it moves");
+    let header = entry.draft.at(bench.end, bench.epoch);
+    let created = bench.log[..1].to_vec();
+    let refused = replay(ONE_SHARD, &created).apply(&header, &entry.payload).map_err(|error| error.reason);
+    assert_eq!(refused, Err(ApplyErrorReason::QueueStart(TOPIC, QueueId(0), QueueOffset(3))));
+}
