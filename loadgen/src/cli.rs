@@ -29,6 +29,8 @@ pub enum Command {
     Run(RunArgs),
     /// Find the highest rate at which a run stays valid, by doubling and halving.
     FindRate(FindRateArgs),
+    /// Read a topic from its beginning as fast as it comes, again and again; print MiB/s.
+    Replay(ReplayArgs),
     /// Print reports that were written with --json side by side, as a Markdown table.
     Table {
         /// Only the rows of a table of highest rates: level, messages a second, acknowledged p50 / p99 / p99.99.
@@ -105,6 +107,9 @@ pub struct LoadArgs {
     /// Names of topics and groups begin with this; a number is added.
     #[arg(long, value_name = "PREFIX", default_value = "loadgen")]
     pub topic_prefix: String,
+    /// Beside the load, read this topic from its beginning as fast as it comes, again and again, on the first thread.
+    #[arg(long, value_name = "TOPIC")]
+    pub replay: Option<String>,
     /// Do not delete the run's topics and groups at its end.
     #[arg(long)]
     pub keep_topics: bool,
@@ -134,6 +139,23 @@ pub struct RunArgs {
     /// The data directory whose file system the flush floor is taken on. Otherwise as the broker says.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+}
+
+/// `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayArgs {
+    /// The broker.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7400")]
+    pub broker: String,
+    /// The topic, with messages in every queue; each queue is read over a connection of its own.
+    #[arg(long, value_name = "NAME")]
+    pub topic: String,
+    /// For how long.
+    #[arg(long, value_parser = duration, default_value = "10s")]
+    pub duration: Duration,
+    /// The core of its thread. Otherwise one that no shard owns.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cores: Vec<usize>,
 }
 
 /// `find-rate`.

@@ -9,7 +9,7 @@ use peregrine_loadgen::cli::{Cli, Command, FindRateArgs, RunArgs};
 use peregrine_loadgen::find_rate::find_rate;
 use peregrine_loadgen::markdown;
 use peregrine_loadgen::report::Report;
-use peregrine_loadgen::run::{RunError, run};
+use peregrine_loadgen::run::{RunError, replay, run};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -17,6 +17,10 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Run(args) => run_once(args, &command),
         Command::FindRate(args) => search(args, &command),
+        Command::Replay(args) => replay(args).map(|rate| {
+            println!("{rate:.1} MiB/s");
+            ExitCode::SUCCESS
+        }),
         Command::Table { reports, highest } => table(reports, *highest),
     };
     done.unwrap_or_else(|error| {

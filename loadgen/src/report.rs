@@ -89,6 +89,8 @@ pub struct Throughput {
     pub acknowledged_mib_per_s: f64,
     /// The broker's flushes per second over the whole run; `null` where it does not count them.
     pub flushes_per_s: Option<f64>,
+    /// Payload bytes that were replayed beside the load per second, in MiB; `null` where nothing was.
+    pub replayed_mib_per_s: Option<f64>,
 }
 
 /// What one consumer group saw.
@@ -293,6 +295,9 @@ impl Report {
             "achieved {:.1}/s acknowledged ({:.1} MiB/s) · {:.1}/s delivered{flushes}",
             self.throughput.acknowledged_per_s, self.throughput.acknowledged_mib_per_s, self.throughput.delivered_per_s
         );
+        if let Some(replayed) = self.throughput.replayed_mib_per_s {
+            let _ = writeln!(out, "replayed {replayed:.1} MiB/s beside it");
+        }
         for note in &self.notes {
             let _ = writeln!(out, "note: {note}");
         }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::{LoadArgs, RunArgs};
+use crate::cli::{LoadArgs, ReplayArgs, RunArgs};
 use crate::clock::{Clock, MILLISECOND, Ns, SECOND};
 use crate::content::Content;
 use crate::cores::{self, Cores};
@@ -21,7 +21,7 @@ use crate::report::{self, GeneratorFacts, Metrics, Report, Shape, Throughput};
 use crate::schedule::{MESSAGES_MAX, Schedule};
 use crate::tally::Tally;
 use crate::transport::TransportError;
-use crate::wire::{self, BrokerFacts, Control, Groups, Topics, Wire};
+use crate::wire::{self, BrokerFacts, Control, Groups, Replay, Replayed, Topics, Wire};
 use crate::workload::Workload;
 
 /// Between the last connection's being ready and the first due instant.
@@ -64,6 +64,7 @@ struct Loaded {
     groups: Vec<String>,
     failure: Option<String>,
     flushes_per_s: Option<f64>,
+    replayed_mib_per_s: Option<f64>,
 }
 
 /// One run with its floors.
@@ -85,6 +86,23 @@ pub fn probe(load: &LoadArgs, rate: u64, command: &str) -> Result<Report, RunErr
     let bench = Bench::open(load)?;
     let loaded = bench.load(rate)?;
     Ok(bench.report(rate, loaded, Floors::default(), command))
+}
+
+/// A replay without any load beside it: what it achieves alone, in MiB a second.
+pub fn replay(args: &ReplayArgs) -> Result<f64, RunError> {
+    let facts = Control::connect(&args.broker)?.facts()?;
+    let cores = Cores::choose(&args.cores, &cores::allowed(), &facts.cores, 1);
+    let (clock, replayed) = (Clock::start(), Arc::new(Replayed::default()));
+    let replay = Replay::connect(&args.broker, &args.topic, clock, Arc::clone(&replayed))?;
+    let deadline = clock.now() + ns(args.duration);
+    let outcome = cores.run([replay], |mut replay| {
+        while clock.now() < deadline {
+            replay.turn()?;
+        }
+        Ok::<_, TransportError>(())
+    });
+    outcome.into_iter().collect::<Result<(), _>>()?;
+    Ok(replayed.mib_per_s())
 }
 
 impl Bench {
@@ -156,6 +174,10 @@ impl Bench {
         for (_, wire) in &mut wires {
             wire.settle()?;
         }
+        let replayed = Arc::new(Replayed::default());
+        if let (Some(topic), Some((_, wire))) = (&self.load.replay, wires.first_mut()) {
+            wire.replay(Replay::connect(&self.load.broker, topic, self.clock, Arc::clone(&replayed))?);
+        }
         let flushes_before = Control::connect(&self.load.broker)?.facts()?.flushes;
         let started = self.clock.now();
         let schedule = Schedule {
@@ -192,7 +214,8 @@ impl Bench {
         let flushes = flushes_before.zip(after.and_then(|facts| facts.flushes));
         let flushes_per_s = flushes.map(|(before, after)| after.saturating_sub(before) as f64 / seconds);
         let groups = groups.map_or(Vec::new(), |groups| groups.names().map(str::to_owned).collect());
-        Ok(Loaded { tally, groups, failure, flushes_per_s })
+        let replayed_mib_per_s = self.load.replay.as_ref().map(|_| replayed.mib_per_s());
+        Ok(Loaded { tally, groups, failure, flushes_per_s, replayed_mib_per_s })
     }
 
     fn report(&self, rate: u64, loaded: Loaded, floors: Floors, command: &str) -> Report {
@@ -210,7 +233,11 @@ impl Bench {
             size: load.size,
             shards: self.facts.shards,
             latency_us: metrics,
-            throughput: Throughput { flushes_per_s: loaded.flushes_per_s, ..Throughput::default() },
+            throughput: Throughput {
+                flushes_per_s: loaded.flushes_per_s,
+                replayed_mib_per_s: loaded.replayed_mib_per_s,
+                ..Throughput::default()
+            },
             shape: Shape {
                 warmup_s: load.warmup.as_secs_f64(),
                 duration_s: load.duration.as_secs_f64(),

@@ -12,10 +12,12 @@ mod groups;
 mod handshake;
 mod member;
 mod members;
+mod replay;
 mod transport;
 
 pub use control::{BrokerFacts, Control, Topics};
 pub use groups::Groups;
+pub use replay::{Replay, Replayed};
 pub use transport::{Wire, listening_of_thread, produce_frame_len};
 
 /// Bytes that a message's record adds to its body, at most.

@@ -19,6 +19,7 @@ use super::desk::{CREDIT_MESSAGES, Desk, Reading, Role};
 use super::groups::Groups;
 use super::handshake::Link;
 use super::members::Members;
+use super::replay::Replay;
 use crate::audience::Listening;
 use crate::cli::{Level, LoadArgs};
 use crate::clock::{Clock, MILLISECOND, Ns, SECOND};
@@ -50,6 +51,7 @@ pub struct Wire {
     flags: EntryFlags,
     pen: Pen,
     desk: Desk,
+    replay: Option<Replay>,
 }
 
 /// One producer of this thread.
@@ -118,6 +120,7 @@ impl Wire {
                 credit: Vec::with_capacity(BUFFER_BYTES_MIN),
                 told: false,
             },
+            replay: None,
         };
         for producer in (thread..load.producers).step_by(threads as usize) {
             wire.add_producer(load, producer)?;
@@ -213,6 +216,11 @@ impl Wire {
         Ok(())
     }
 
+    /// Lets this thread replay a topic, too. It does not sleep from then on.
+    pub fn replay(&mut self, replay: Replay) {
+        self.replay = Some(replay);
+    }
+
     fn adopt(&mut self, link: Link, role: Role) -> Result<usize, TransportError> {
         let (stream, name, unread) = link.into_parts();
         let buffers = (self.desk.input_bytes, self.desk.input_bytes);
@@ -279,8 +287,12 @@ impl Transport for Wire {
     }
 
     fn turn(&mut self, wait_until: Option<Ns>, events: &mut impl Events) -> Result<(), TransportError> {
-        let Self { desk, connections, queues, clock, .. } = self;
+        let Self { desk, connections, queues, clock, replay, .. } = self;
         let mut wait_until = wait_until;
+        if let Some(replay) = replay {
+            replay.turn()?;
+            wait_until = None;
+        }
         if !desk.members.is_empty() {
             desk.members.turn(queues, connections, clock.now())?;
             wait_until = wait_until.map(|instant| instant.min(desk.members.wake_at()));
