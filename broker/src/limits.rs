@@ -59,9 +59,16 @@ pub const GATHER_PAYLOADS: usize = 32;
 pub const GATHER_BYTES: usize = 64 * KIB;
 /// One direct read of the log for a consumer that is behind the ring.
 pub const COLD_READ: usize = 256 * KIB;
-/// What such blocks may hold together on one executor, 32 of them, or one batch that is fetched whole and is larger than that.
+/// What such blocks may be in use together on one executor, 32 of them, or one batch that is fetched whole and is larger than that.
 /// Who finds none left waits for its turn.
 pub const COLD_BUDGET: usize = 8 * MIB;
+
+/// What the block cache of a shard keeps of what was read, 128 blocks of [`COLD_READ`], unless it is configured otherwise. Blocks in use
+/// ([`COLD_BUDGET`]) may come on top where they were pushed out of it, and one that is being read: 41 MiB at the most.
+pub const BLOCK_CACHE: usize = 32 * MIB;
+/// How long the device rests between two such reads of a shard that is being written. A read takes some 200 µs, during which a flush
+/// waits for it; see ARCHITECTURE.md for what this moved.
+pub const COLD_REST: Duration = Duration::from_micros(150);
 
 // --- Segment indexes -------------------------------------------------------------------------------------------------------
 

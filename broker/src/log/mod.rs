@@ -19,6 +19,7 @@
 //! parts find their place here: indexes are written when a segment is sealed (`Log`'s roll), retention takes segments from the front of `reader`'s list.
 
 mod ahead;
+pub mod cache;
 mod chain;
 mod checkpoint;
 mod counters;
@@ -42,6 +43,7 @@ mod segment;
 mod task;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod window;
 
 pub use checkpoint::{CheckpointError, CheckpointWriter, FinishedCheckpoint, PublishedCheckpoint};

@@ -7,6 +7,7 @@ use peregrine_protocol::limits::{BLOCK, ENTRY_PER_RING, RING_MAX, RING_MIN};
 
 use super::fault::Faults;
 use super::segment::RING_PATH_MAX;
+use crate::limits::BLOCK_CACHE;
 
 /// The data directory that the shard belongs to. Its id and secret stand in every segment; device and inode tell a directory
 /// from a copy of it, which has the same id and so the same ring file.
@@ -87,6 +88,8 @@ pub struct LogOptions {
     /// The largest entry that will be appended, header included ([`peregrine_protocol::entry::entry_len`] of the largest
     /// batch). At most a quarter of the ring and a segment less its identity block.
     pub largest_entry: u64,
+    /// Bytes that the block cache keeps of what was read from the disk.
+    pub block_cache: usize,
     pub flush: FlushOptions,
     pub checkpoint: CheckpointOptions,
     pub smallest: Smallest,
@@ -128,6 +131,7 @@ impl LogOptions {
             ring_bytes: 64 << 20,
             segment_bytes: 256 << 20,
             largest_entry: (64 << 20) / ENTRY_PER_RING,
+            block_cache: BLOCK_CACHE,
             flush: FlushOptions::default(),
             checkpoint: CheckpointOptions::default(),
             smallest: Smallest::default(),

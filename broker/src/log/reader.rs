@@ -1,18 +1,22 @@
 //! Reads what no longer stands in the ring, by direct reads from the segments of the log. A reader is a handle that the shard
 //! may clone; a read owns what it needs and holds no part of the log while it waits for the device.
 //!
-//! Files are opened on first use, and a bounded number stays open. There is no cache here: consumers far behind the tail read
-//! the device, so that they never take memory from those at the tail.
+//! Files are opened on first use, and a bounded number stays open. What consumers read goes through the shard's [block cache](super::cache),
+//! so that those who stand at the same spot cost the device one read, and one block is read at a time: a write of the flusher never
+//! finds more than one read before it. While the log is being written, the device rests in between.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 use std::rc::Rc;
 
 use peregrine_protocol::ids::LogPosition;
 
+use super::cache::{BlockCache, Pinned, Space};
 use super::disk::{Access, BLOCK, Disk, DiskFile};
 use super::error::ReadError;
+use super::turns::Turns;
+use crate::limits::COLD_REST;
 
 /// Files kept open for reading, for one shard.
 const OPEN_FILES_MAX: usize = 64;
@@ -39,11 +43,20 @@ struct Segments<D: Disk> {
 /// Reads from a shard's segments.
 pub struct LogReader<D: Disk> {
     segments: Rc<RefCell<Segments<D>>>,
+    cache: BlockCache,
+    turns: Rc<Turns>,
+    /// What was durable when a block was last read from the device.
+    durable_then: Rc<Cell<LogPosition>>,
 }
 
 impl<D: Disk> Clone for LogReader<D> {
     fn clone(&self) -> Self {
-        Self { segments: Rc::clone(&self.segments) }
+        Self {
+            segments: Rc::clone(&self.segments),
+            cache: self.cache.clone(),
+            turns: Rc::clone(&self.turns),
+            durable_then: Rc::clone(&self.durable_then),
+        }
     }
 }
 
@@ -68,14 +81,65 @@ impl<D: Disk> Deref for DiskBytes<D> {
 }
 
 impl<D: Disk> LogReader<D> {
-    pub(super) fn new(disk: D, by_base: Vec<ReadableSegment<D>>) -> Self {
+    pub(super) fn new(disk: D, by_base: Vec<ReadableSegment<D>>, block_cache: usize) -> Self {
         debug_assert!(by_base.is_sorted_by(|a, b| a.end <= b.base), "segments of the log do not overlap");
-        Self { segments: Rc::new(RefCell::new(Segments { disk, by_base, opened: VecDeque::new() })) }
+        Self {
+            segments: Rc::new(RefCell::new(Segments { disk, by_base, opened: VecDeque::new() })),
+            cache: BlockCache::new(block_cache),
+            turns: Rc::default(),
+            durable_then: Rc::default(),
+        }
     }
 
     /// A segment was added behind the last one.
     pub(super) fn push(&self, segment: ReadableSegment<D>) {
         self.segments.borrow_mut().by_base.push(segment);
+    }
+
+    /// The shard's block cache, for whoever reads other files of the shard.
+    pub fn cache(&self) -> &BlockCache {
+        &self.cache
+    }
+
+    /// Segments at these positions are retired: nothing of them is kept.
+    pub fn forget(&self, positions: Range<LogPosition>) {
+        self.cache.forget(Space::Log, &(positions.start.0..positions.end.0));
+    }
+
+    /// Bytes from `position` on through the block cache: at least `need`, and as many more of `wish` as lie in the same segment and below
+    /// `durable`. What is needed must be durable and lie in one segment, as every entry does.
+    pub async fn read_shared(
+        self,
+        position: LogPosition,
+        need: usize,
+        wish: usize,
+        durable: LogPosition,
+    ) -> Result<Pinned, ReadError> {
+        let segment_end = self.segments.borrow().at(position).map_or(position, |segment| segment.end);
+        let left = segment_end.min(durable).0.saturating_sub(position.0) as usize;
+        let (file, offset) = self.locate(position, need).await?;
+        let first = offset / BLOCK as u64 * BLOCK as u64;
+        let needed = position.0..position.0 + need as u64;
+        let block = position.0 - (offset - first)..position.0 + wish.min(left).max(need) as u64;
+        let read = async |end: u64| {
+            let len = (end - block.start) as usize;
+            let read = file.read_at(first, len.next_multiple_of(BLOCK)).await;
+            let bytes = read.map_err(|source| ReadError::Io { position, source })?;
+            bytes.get(..len).map(Rc::from).ok_or(ReadError::NotInLog(position))
+        };
+        let (cache, disk) = (self.cache.clone(), self.segments.borrow().disk.clone());
+        let on_device = async || {
+            let _turn = self.turns.take().await;
+            if self.durable_then.replace(durable) != durable {
+                disk.pause(COLD_REST).await;
+            }
+            match read(block.end).await {
+                // Of what was only wished for, some may be unreadable.
+                Err(_) if block.end > needed.end => read(needed.end).await,
+                outcome => outcome,
+            }
+        };
+        cache.get(Space::Log, needed.clone(), block.clone(), on_device).await
     }
 
     /// Reads `[position, position + len)`, which must be durable and lie in one segment, as every entry does.

@@ -2,6 +2,7 @@
 
 use crate::engine::EngineCounts;
 use crate::log::LogCounters;
+use crate::log::cache::CacheCounters;
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::Request;
 use crate::shard::router::Asker;
@@ -26,6 +27,7 @@ pub struct ShardReport {
     stages: Stages,
     engine: EngineCounts,
     log: LogCounters,
+    cache: CacheCounters,
     epoch: u64,
     published: u64,
     durable: u64,
@@ -98,6 +100,7 @@ fn of(shard: &Shard, executor: &Executor, executor_figures: ExecutorFigures) -> 
         stages: core.stages.clone(),
         engine: core.engine.counts(),
         log: core.log.counters(),
+        cache: core.log.get().map(|log| log.reader().cache().counters()).unwrap_or_default(),
         epoch: core.log.epoch().0,
         published: core.log.published().0,
         durable: core.log.durable().0,
@@ -210,6 +213,12 @@ fn figures(report: &ShardReport) -> Value {
             "rolls": log.rolls,
             "refused_no_room": log.refused_no_room,
             "refused_disk_full": log.refused_disk_full,
+        },
+        "block_cache": {
+            "hits": report.cache.hits,
+            "misses": report.cache.misses,
+            "joined": report.cache.joined,
+            "bytes": report.cache.bytes,
         },
         "executor_figures": figures_of_executor(executor),
     })

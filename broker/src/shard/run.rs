@@ -290,6 +290,7 @@ fn log_options(settings: &Settings, identity: &Identity, id: ShardId) -> Result<
     Ok(LogOptions {
         ring_bytes: settings.ring_bytes,
         segment_bytes: settings.segment_bytes,
+        block_cache: settings.block_cache,
         largest_entry: settings.largest_entry,
         flush: FlushOptions {
             depth: flush.depth,

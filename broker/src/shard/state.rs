@@ -229,14 +229,11 @@ impl Shard {
         let open = self.core.borrow().log.get().map(|log| (log.reader(), log.durable()));
         async move {
             let Some((reader, durable)) = open else { return Err(ReadError::NotInLog(position)) };
-            let wish = wish.min((durable.0.saturating_sub(position.0)) as usize).max(need);
-            // A wish may reach beyond its segment; what is needed does not.
-            if wish > need
-                && let Ok(bytes) = reader.clone().read(position, wish).await
-            {
-                return Ok(Box::new(bytes) as Box<dyn Deref<Target = [u8]>>);
+            if need > COLD_READ {
+                return reader.read(position, need).await.map(|bytes| Box::new(bytes) as Box<dyn Deref<Target = [u8]>>);
             }
-            reader.read(position, need).await.map(|bytes| Box::new(bytes) as Box<dyn Deref<Target = [u8]>>)
+            let bytes = reader.read_shared(position, need, wish, durable).await?;
+            Ok(Box::new(bytes) as Box<dyn Deref<Target = [u8]>>)
         }
     }
 

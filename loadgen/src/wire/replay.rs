@@ -193,7 +193,7 @@ impl Reader {
             let sentence = format!("{} came where {} was due, or damaged", batch.base_offset, self.next);
             return Err(self.wrong(&sentence));
         }
-        self.next = self.next + u64::from(batch.record_count);
+        self.next += u64::from(batch.record_count);
         self.messages += batch.record_count;
         self.bytes += delivery.payload.len() as u64;
         Ok(())

@@ -151,6 +151,18 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     Row {
+        key: "block_cache",
+        value: Some("SIZE"),
+        default: Some("32MiB"),
+        help: "What each shard keeps of what it read from the disk: up to 1GiB.",
+        reason: "A hundred blocks of 256 KiB, so that consumers that follow each other through old messages share reads.",
+        take: |draft, text| {
+            draft.block_cache = within(size(text)?, 0, 1 << 30)? as usize;
+            Ok(())
+        },
+        ..ROW
+    },
+    Row {
         key: "message_max",
         value: Some("SIZE"),
         help: "The largest message.",

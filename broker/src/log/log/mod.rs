@@ -143,7 +143,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             marks: MarkKeeper::new(fresh.identity.durable),
             checkpoints: CheckpointKeeper::new(options.checkpoint, checkpoints, start),
             mark_file: None,
-            reader: LogReader::new(disk.clone(), readable),
+            reader: LogReader::new(disk.clone(), readable, options.block_cache),
             segments: VecDeque::from([fresh]),
             large: VecDeque::with_capacity((options.ring_bytes / COPY_STEP as u64) as usize),
             held: None,

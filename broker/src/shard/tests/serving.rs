@@ -42,6 +42,7 @@ pub fn settings(data: &Path, rings: &Path, shards: u16) -> Settings {
         without_tmpfs: WithoutTmpfs::Refuse,
         ring_bytes: 8 << 20,
         segment_bytes: 8 << 20,
+        block_cache: 1 << 20,
         message_max: 1 << 20,
         frame_max: 2 << 20,
         batch_max: 1 << 20,
