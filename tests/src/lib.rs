@@ -20,6 +20,7 @@ pub mod command_line;
 pub mod connection;
 pub mod dataset;
 pub mod fuzz;
+pub mod harm;
 pub mod mount;
 pub mod programs;
 pub mod random;

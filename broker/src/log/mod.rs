@@ -54,4 +54,5 @@ pub use options::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions
 pub use reader::{DiskBytes, LogReader};
 pub use recovery::{CheckReport, Replay, RingFate, StartReport};
 pub use ring::RingUnfit;
+pub use segment::{Identity, SegmentName};
 pub use task::{Completion, LogTask};

@@ -167,7 +167,7 @@ impl Simulation {
             1 => {
                 let other = Configuration::ring_file(directory, shard ^ 1);
                 if let Some(copy) = rings.take(&other) {
-                    foreign = copy.first_chunk::<8>().is_some_and(|magic| *magic != [0; 8]);
+                    foreign = copy.first_chunk::<8>().is_some_and(|magic| magic == b"PgStRing");
                     if foreign {
                         bytes.clone_from(&copy);
                     }

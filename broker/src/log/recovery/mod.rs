@@ -334,25 +334,33 @@ fn take_ring_file<H: RingHost>(
             clear_and_resize(&mut memory, options)?;
             memory
         }
-        None => rings.create(path, len).map_err(io_error(options, || {
-            format!("make the staging ring {path} of {} MiB", options.ring_bytes >> 20)
-        }))?,
+        None => {
+            let doing = || format!("make the staging ring {path} of {} MiB", options.ring_bytes >> 20);
+            let mut memory = rings.create(path, len).map_err(io_error(options, doing))?;
+            // Before a segment names it: a page of zeros is then one that was lost.
+            Ring::clear(&mut memory);
+            memory
+        }
     };
     Ok((memory, old, tail))
 }
 
 /// Takes the old contents out of account, then gives the file the configured size.
 fn clear_and_resize<M: RingMemory>(memory: &mut M, options: &LogOptions) -> Result<(), StartError> {
-    if memory.bytes().len() >= PAGE_LEN {
+    let was_short = memory.bytes().len() < PAGE_LEN;
+    if !was_short {
         Ring::clear(memory);
     }
     let len = PAGE_LEN + options.ring_bytes as usize;
     if memory.bytes().len() == len {
         return Ok(());
     }
-    memory
-        .resize(len)
-        .map_err(io_error(options, || format!("give the staging ring its {} MiB", options.ring_bytes >> 20)))
+    let resized = memory.resize(len);
+    resized.map_err(io_error(options, || format!("give the staging ring its {} MiB", options.ring_bytes >> 20)))?;
+    if was_short {
+        Ring::clear(memory);
+    }
+    Ok(())
 }
 
 fn taken(options: &LogOptions, path: &str, reason: RingUnfit) -> StartError {

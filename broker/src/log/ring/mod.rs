@@ -14,7 +14,7 @@ mod page;
 pub use page::{PAGE_LEN, PageState, RingPage, RingUnfit, StoredPositions};
 use peregrine_protocol::ids::LogPosition;
 
-use self::page::{AT_DURABLE, AT_MAGIC, AT_PUBLISHED, MAGIC};
+use self::page::{AT_DURABLE, AT_MAGIC, AT_PUBLISHED, MAGIC, SETTING_UP};
 use super::disk::{BLOCK, RingMemory};
 
 /// A ring that a run writes.
@@ -33,7 +33,7 @@ pub struct Ring<M> {
 impl<M: RingMemory> Ring<M> {
     /// Takes the ring's old contents out of account: from here on a restart goes on without this ring.
     pub fn clear(memory: &mut M) {
-        memory.store_u64(AT_MAGIC, 0);
+        memory.store_u64(AT_MAGIC, SETTING_UP);
     }
 
     /// Sets up a cleared ring for a run whose log starts at `start`, a block boundary. The magic is stored last.

@@ -1,7 +1,7 @@
 //! The 4 KiB page that opens a ring file: whose ring it is, and the two positions that a restart needs.
 //!
 //! ```text
-//! at 0    magic "PgStRing" u64, stored last; zero while the ring is being set up
+//! at 0    magic "PgStRing" u64, stored last; "PgUnread" while the ring is being set up
 //!    8    version u32 · 12 shard u16 · 16 directory id u128 · 32 directory's device u64 · 40 its inode u64
 //!    48   boot id u128 · 64 segment epoch u64 · 72 size u64 (bytes of ring, the page not counted) · 80 first run of the log u64 · 88 run id u64
 //!    96   CRC32 of 8..96
@@ -24,6 +24,9 @@ use crate::log::segment::Identity;
 pub const PAGE_LEN: usize = 4096;
 
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"PgStRing");
+/// In the magic's place of a ring that is not ready. It is there before any segment names the ring; zeros are nobody's, so that a page
+/// that was lost is not taken for one that was never written.
+pub(super) const SETTING_UP: u64 = u64::from_le_bytes(*b"PgUnread");
 const VERSION: u32 = 1;
 
 pub(super) const AT_MAGIC: usize = 0;
@@ -62,7 +65,7 @@ pub struct RingPage {
 /// What the page of a ring file says; the ring's bytes are not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageState {
-    /// Shorter than a page, or magic zero: never ready.
+    /// It is being set up: never ready.
     Unready,
     Ready {
         page: RingPage,
@@ -181,11 +184,13 @@ impl RingPage {
 impl PageState {
     /// Reads the page of a ring file of these bytes.
     pub fn read(file: &[u8]) -> Result<Self, RingUnfit> {
-        if file.len() < PAGE_LEN || u64_at(file, AT_MAGIC) == 0 {
-            return Ok(Self::Unready);
-        }
-        if u64_at(file, AT_MAGIC) != MAGIC {
+        if file.len() < PAGE_LEN {
             return Err(RingUnfit::Magic);
+        }
+        match u64_at(file, AT_MAGIC) {
+            MAGIC => {}
+            SETTING_UP => return Ok(Self::Unready),
+            _ => return Err(RingUnfit::Magic),
         }
         if !crc_holds(file, AT_VERSION, AT_CRC) {
             return Err(RingUnfit::Checksum);

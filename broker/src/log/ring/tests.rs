@@ -88,7 +88,7 @@ fn the_page_tells_the_larger_published_and_the_lower_durable() {
     }
     file[0] ^= 1;
     assert_eq!(PageState::read(&file), Err(RingUnfit::Magic));
-    assert_eq!(PageState::read(&file[..4095]), Ok(PageState::Unready));
+    assert_eq!(PageState::read(&file[..4095]), Err(RingUnfit::Magic));
     let mut memory = Memory(file);
     Ring::clear(&mut memory);
     assert_eq!(PageState::read(&memory.0), Ok(PageState::Unready));

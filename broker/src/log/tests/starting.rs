@@ -185,6 +185,23 @@ fn a_ring_that_does_not_fit_is_an_error_that_says_why() {
     }
 }
 
+/// A page of zeros was taken for that of a run that had never been ready: what stood only in the ring was gone, without a word.
+#[test]
+fn a_ring_whose_page_was_lost_is_not_one_that_was_never_ready() {
+    let changes: [fn(&mut Vec<u8>); 4] =
+        [|file| file[..8].fill(0), |file| file[..4096].fill(0), |file| file.truncate(100), Vec::clear];
+    for change in changes {
+        let bench = Bench::new();
+        let process = half_in_the_ring(&bench, 10, 25);
+        bench.crash(process, Crash::Kill);
+        assert!(bench.machine.rings().meddle(RING, change));
+        let refused = bench.try_start().err();
+        assert!(matches!(refused, Some(StartError::Ring { reason: RingUnfit::Magic, .. })), "{refused:?}");
+        let process = bench.try_start_with(|options| options.discard_ring = Some(Epoch(1))).map_err(|_| ()).unwrap();
+        assert_eq!((process.seen.numbers.len(), process.report.ring), (10, RingFate::Discarded));
+    }
+}
+
 #[test]
 fn a_copy_of_the_directory_does_not_take_the_original_s_ring() {
     let bench = Bench::new();
