@@ -19,6 +19,9 @@ pub struct LogCounters {
     pub rolls: u64,
     /// Attempts to make a spare segment that failed.
     pub spare_failures: u64,
+    /// Segments that left the log, and attempts to unlink one that failed.
+    pub retired: u64,
+    pub retire_failures: u64,
     /// Appends refused for want of room.
     pub refused_no_room: u64,
     pub refused_disk_full: u64,

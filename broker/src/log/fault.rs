@@ -26,10 +26,12 @@ pub enum Planted {
     UsePositionTwice,
     /// A checkpoint counts before the log is durable up to its end.
     CheckpointAheadOfLog,
+    /// A segment is retired before two checkpoints know what it said.
+    RetireTooEarly,
 }
 
 impl Planted {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AcknowledgeBeforeWrite,
         Self::RewriteSyncedBlock,
         Self::ReadPastCut,
@@ -38,6 +40,7 @@ impl Planted {
         Self::RecoverIntoOldFile,
         Self::UsePositionTwice,
         Self::CheckpointAheadOfLog,
+        Self::RetireTooEarly,
     ];
 
     /// The word of the simulator's command line.
@@ -51,6 +54,7 @@ impl Planted {
             Self::RecoverIntoOldFile => "recover-into-old-file",
             Self::UsePositionTwice => "use-position-twice",
             Self::CheckpointAheadOfLog => "checkpoint-ahead-of-log",
+            Self::RetireTooEarly => "retire-too-early",
         }
     }
 }

@@ -49,7 +49,7 @@ mod window;
 pub use checkpoint::{CheckpointError, CheckpointWriter, FinishedCheckpoint, PublishedCheckpoint};
 pub use counters::LogCounters;
 pub use error::{AppendRefused, CloseError, ReadError, StartError};
-pub use log::{Appended, COPY_STEP, CloseState, LargeAppend, Log, Progress};
+pub use log::{Appended, COPY_STEP, CloseState, LargeAppend, Log, OldestSegment, Progress};
 pub use options::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, OptionsError, RunId, Smallest};
 pub use reader::{DiskBytes, LogReader};
 pub use recovery::{CheckReport, Replay, RingFate, StartReport};

@@ -15,6 +15,7 @@ use peregrine_protocol::ids::LogPosition;
 use super::cache::{BlockCache, Pinned, Space};
 use super::disk::{Access, BLOCK, Disk, DiskFile};
 use super::error::ReadError;
+use super::segment::SegmentName;
 use super::turns::Turns;
 use crate::limits::COLD_REST;
 
@@ -25,7 +26,7 @@ const READ_MAX: usize = 1 << 20;
 
 /// A segment of the log and the positions that it contributes.
 pub(super) struct ReadableSegment<D: Disk> {
-    pub name: String,
+    pub name: SegmentName,
     pub base: LogPosition,
     /// Where the log goes on in the next segment: at or below the end of the file.
     pub end: LogPosition,
@@ -101,11 +102,6 @@ impl<D: Disk> LogReader<D> {
         &self.cache
     }
 
-    /// Segments at these positions are retired: nothing of them is kept.
-    pub fn forget(&self, positions: Range<LogPosition>) {
-        self.cache.forget(Space::Log, &(positions.start.0..positions.end.0));
-    }
-
     /// Bytes from `position` on through the block cache: at least `need`, and as many more of `wish` as lie in the same segment and below
     /// `durable`. What is needed must be durable and lie in one segment, as every entry does.
     pub async fn read_shared(
@@ -140,6 +136,32 @@ impl<D: Disk> LogReader<D> {
             }
         };
         cache.get(Space::Log, needed.clone(), block.clone(), on_device).await
+    }
+
+    /// Base and end of the oldest segment.
+    pub(super) fn oldest(&self) -> Option<(LogPosition, LogPosition)> {
+        self.segments.borrow().by_base.first().map(|segment| (segment.base, segment.end))
+    }
+
+    pub(super) fn segments(&self) -> usize {
+        self.segments.borrow().by_base.len()
+    }
+
+    /// How many positions the segments have together.
+    pub(super) fn positions(&self) -> u64 {
+        self.segments.borrow().by_base.iter().map(|segment| segment.end - segment.base).sum()
+    }
+
+    /// The oldest segment is no part of the log any more. Reads of it that are under way end as they would have.
+    pub(super) fn retire_oldest(&self) -> Option<SegmentName> {
+        let segments = &mut *self.segments.borrow_mut();
+        if segments.by_base.is_empty() {
+            return None;
+        }
+        let retired = segments.by_base.remove(0);
+        segments.opened.retain(|base| *base != retired.base);
+        self.cache.forget(Space::Log, &(retired.base.0..retired.end.0));
+        Some(retired.name)
     }
 
     /// Reads `[position, position + len)`, which must be durable and lie in one segment, as every entry does.
@@ -184,7 +206,7 @@ impl<D: Disk> LogReader<D> {
             if let Some(file) = &segment.file {
                 return Ok((Rc::clone(file), offset));
             }
-            (segments.disk.clone(), segment.name.clone(), offset)
+            (segments.disk.clone(), segment.name.to_string(), offset)
         };
         let opened = disk.open(&name, Access::Read).await;
         let file = Rc::new(opened.map_err(|source| ReadError::Io { position, source })?);

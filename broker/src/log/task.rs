@@ -13,7 +13,7 @@ use peregrine_protocol::ids::LogPosition;
 use super::disk::{Access, BLOCK, Disk, DiskFile};
 use super::files;
 use super::mark::{MARK_FILE_LEN, Mark};
-use super::segment::Identity;
+use super::segment::{Identity, SegmentName};
 
 /// Something to carry out. Several may run at once.
 #[must_use = "a task that is not run stops the log"]
@@ -23,6 +23,7 @@ pub(super) enum Work<D: Disk> {
     Write { number: u64, file: Rc<D::File>, buffer: D::Buffer, offset: u64, fails: bool, early: bool },
     Spare { disk: D, name: String, size: u64, pace: Rc<SparePace> },
     Name { disk: D, spare: Spare, identity: Identity },
+    Retire { disk: D, name: SegmentName },
     Mark { disk: D, file: Option<Rc<D::File>>, mark: Mark },
 }
 
@@ -38,6 +39,7 @@ pub(super) enum Outcome<D: Disk> {
     /// `None`: given up because the log is being stopped.
     SpareMade(io::Result<Option<Spare>>),
     Named(io::Result<OpenSegment<D>>),
+    Retired(io::Result<()>),
     Marked(io::Result<Rc<D::File>>),
 }
 
@@ -112,6 +114,7 @@ impl<D: Disk> LogTask<D> {
             }
             Work::Spare { disk, name, size, pace } => Outcome::SpareMade(make_spare(&disk, name, size, &pace).await),
             Work::Name { disk, spare, identity } => Outcome::Named(name_segment(&disk, &spare.name, identity).await),
+            Work::Retire { disk, name } => Outcome::Retired(retire_segment(&disk, name).await),
             Work::Mark { disk, file, mark } => Outcome::Marked(write_mark(&disk, file, mark).await),
         })
     }
@@ -174,6 +177,17 @@ pub(super) async fn name_segment<D: Disk>(disk: &D, file_name: &str, identity: I
     disk.sync_directory().await?;
     let file = Rc::new(disk.open(&name, Access::Append).await?);
     Ok(OpenSegment { identity, file })
+}
+
+/// Unlinks a segment, its index first: an index of no segment is nothing.
+async fn retire_segment<D: Disk>(disk: &D, name: SegmentName) -> io::Result<()> {
+    for file in [files::index_name(name), name.to_string()] {
+        match disk.remove(&file).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    disk.sync_directory().await
 }
 
 /// Writes a mark, making its file first where it is the run's first one.

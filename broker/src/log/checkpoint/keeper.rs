@@ -22,6 +22,8 @@ pub struct CheckpointKeeper {
     last: (LogPosition, Nanos),
     under_way: Option<(LogPosition, Nanos)>,
     not_before: Nanos,
+    /// Those taken in this run: what an earlier one left was read only as far as the start needed it.
+    taken: u64,
 }
 
 impl CheckpointKeeper {
@@ -33,6 +35,15 @@ impl CheckpointKeeper {
             last: (start, Nanos::ZERO),
             under_way: None,
             not_before: Nanos::ZERO,
+            taken: 0,
+        }
+    }
+
+    /// What stands below stands in both of the newest checkpoints: the loss of either takes nothing.
+    pub fn covered_to(&self) -> LogPosition {
+        match self.kept.front() {
+            Some(older) if self.taken >= CHECKPOINTS_KEPT as u64 => older.begin,
+            _ => LogPosition(0),
         }
     }
 
@@ -70,6 +81,7 @@ impl CheckpointKeeper {
             return;
         };
         self.last = begun;
+        self.taken += 1;
         while self.kept.len() >= CHECKPOINTS_KEPT {
             self.kept.pop_front();
         }

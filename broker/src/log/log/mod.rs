@@ -12,8 +12,12 @@
 
 mod append;
 mod checkpoint;
+mod retention;
 mod stop;
 mod work;
+
+use retention::Front;
+pub use retention::OldestSegment;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -105,6 +109,7 @@ pub struct Log<D: Disk, H: RingHost> {
     checkpoints: CheckpointKeeper,
     mark_file: Option<Rc<D::File>>,
     reader: LogReader<D>,
+    front: Front,
     /// In order of position.
     large: VecDeque<Unpublished>,
     /// A write that a test holds back.
@@ -144,6 +149,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             checkpoints: CheckpointKeeper::new(options.checkpoint, checkpoints, start),
             mark_file: None,
             reader: LogReader::new(disk.clone(), readable, options.block_cache),
+            front: Front::default(),
             segments: VecDeque::from([fresh]),
             large: VecDeque::with_capacity((options.ring_bytes / COPY_STEP as u64) as usize),
             held: None,
@@ -251,8 +257,12 @@ impl<D: Disk, H: RingHost> Log<D, H> {
 
 fn readable_segment<D: Disk>(segment: &OpenSegment<D>) -> ReadableSegment<D> {
     let identity = &segment.identity;
-    let name = identity.name().to_string();
-    ReadableSegment { name, base: identity.base, end: identity.end(), file: Some(Rc::clone(&segment.file)) }
+    ReadableSegment {
+        name: identity.name(),
+        base: identity.base,
+        end: identity.end(),
+        file: Some(Rc::clone(&segment.file)),
+    }
 }
 
 fn next_block(position: LogPosition) -> LogPosition {

@@ -78,6 +78,6 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     }
 
     fn is_quiet_beside_flushes(&self) -> bool {
-        !self.ahead.is_busy() && !self.marks.is_in_flight() && !self.checkpoints.is_under_way()
+        !self.ahead.is_busy() && !self.marks.is_in_flight() && !self.checkpoints.is_under_way() && !self.is_retiring()
     }
 }

@@ -71,6 +71,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
                     }
                 }
             }
+            Outcome::Retired(result) => self.retired(&result),
             Outcome::Marked(result) => self.mark_returned(result, now),
         }
         progress.poisoned = self.is_poisoned() && !was_poisoned;

@@ -417,7 +417,7 @@ async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, chain:
 fn readable_segments<D: Disk>(survey: &Survey, chain: &Chain, cut: LogPosition) -> Vec<ReadableSegment<D>> {
     let below = chain.links.iter().filter(|link| link.base < cut);
     let readable = below.map(|link| ReadableSegment {
-        name: survey.segments[link.index].name().to_string(),
+        name: survey.segments[link.index].name(),
         base: link.base,
         end: link.end.min(cut),
         file: None,

@@ -176,7 +176,7 @@ impl Drop for Bench {
 
 /// A running broker's share of one log.
 pub(super) struct Process {
-    machine: Machine,
+    pub machine: Machine,
     pub log: SimulatedLog,
     pub report: StartReport,
     pub seen: Seen,

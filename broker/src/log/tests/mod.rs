@@ -7,5 +7,6 @@ mod damage;
 pub(super) mod device;
 mod indexing;
 mod loss;
+mod retiring;
 mod running;
 mod starting;
