@@ -40,6 +40,7 @@ mod reader;
 mod recovery;
 mod ring;
 mod segment;
+mod sequential;
 mod task;
 #[cfg(test)]
 mod tests;

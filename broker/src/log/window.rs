@@ -12,6 +12,7 @@ use peregrine_protocol::limits::{ENTRY_ALIGN, ENTRY_HEADER_LEN, PAD_HEADER_LEN};
 
 use crate::log::damage::Extent;
 use crate::log::disk::{BLOCK, DiskFile};
+use crate::log::sequential::SequentialFile;
 
 /// Bytes of one direct read, unless said otherwise.
 const READ: usize = 1 << 20;
@@ -61,11 +62,9 @@ pub(super) fn decode_entry(header: &[u8], seal: EntrySeal, expected: &Expected) 
 
 /// A reader of one segment file.
 pub(super) struct Window<F: DiskFile> {
-    file: F,
+    file: SequentialFile<F>,
     base: LogPosition,
     seal: EntrySeal,
-    /// Bytes of one direct read.
-    read: usize,
     /// Where `bytes` start: a block boundary.
     from: LogPosition,
     bytes: Vec<u8>,
@@ -75,12 +74,13 @@ pub(super) struct Window<F: DiskFile> {
 
 impl<F: DiskFile> Window<F> {
     pub fn new(file: F, base: LogPosition, seal: EntrySeal) -> Self {
-        Self { file, base, seal, read: READ, from: base, bytes: Vec::new(), unreadable: BTreeMap::new() }
+        let file = SequentialFile::new(file, READ);
+        Self { file, base, seal, from: base, bytes: Vec::new(), unreadable: BTreeMap::new() }
     }
 
     /// The same with direct reads of `read` bytes, a multiple of [`BLOCK`].
     pub fn reading(self, read: usize) -> Self {
-        Self { read, ..self }
+        Self { file: self.file.reading(read), ..self }
     }
 
     /// The bytes at `position`: `len` of them, or fewer where the file ends. Zeros stand for what cannot be read.
@@ -98,24 +98,30 @@ impl<F: DiskFile> Window<F> {
     /// payload so reads nothing twice.
     pub async fn part(&mut self, position: LogPosition, max: usize) -> &[u8] {
         let held = (self.from + self.bytes.len() as u64).0.saturating_sub(position.0) as usize;
-        let len = if position < self.from || held == 0 { max.min(self.read - BLOCK) } else { max.min(held) };
+        let len = if position < self.from || held == 0 { max.min(self.file.read() - BLOCK) } else { max.min(held) };
         self.bytes(position, len).await
     }
 
+    /// Reads on behind what is held, or anew where that does not touch `position`.
     async fn fill(&mut self, position: LogPosition, len: usize) {
-        self.bytes.clear();
-        self.from = block_of(position);
-        let wanted = ((position - self.from) as usize + len).next_multiple_of(self.read);
+        let (held, from) = (self.from + self.bytes.len() as u64, block_of(position));
+        if (self.from..=held).contains(&from) {
+            self.bytes.drain(..(from - self.from) as usize);
+        } else {
+            self.bytes.clear();
+        }
+        self.from = from;
+        let wanted = (position - from) as usize + len;
         while self.bytes.len() < wanted {
             let offset = self.from - self.base + (BLOCK + self.bytes.len()) as u64;
-            let len = match self.file.read_at(offset, self.read).await {
+            let len = match self.file.read_at(offset).await {
                 Ok(read) => {
                     self.bytes.extend_from_slice(&read);
                     read.len()
                 }
                 Err(_) => self.fill_readable(offset).await,
             };
-            if len < self.read {
+            if len < self.file.read() {
                 break;
             }
         }
@@ -123,9 +129,10 @@ impl<F: DiskFile> Window<F> {
 
     /// Reads block by block where a long read failed. The bytes up to the file's end, one read at most.
     async fn fill_readable(&mut self, offset: u64) -> usize {
-        let len = self.read.min(self.file.size().saturating_sub(offset) as usize);
+        let file = self.file.file();
+        let len = self.file.read().min(file.size().saturating_sub(offset) as usize);
         for at in (0..len).step_by(BLOCK) {
-            match self.file.read_at(offset + at as u64, BLOCK).await {
+            match file.read_at(offset + at as u64, BLOCK).await {
                 Ok(block) => self.bytes.extend_from_slice(&block),
                 Err(error) => {
                     let position = self.from + self.bytes.len() as u64;

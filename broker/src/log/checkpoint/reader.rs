@@ -6,6 +6,7 @@ use super::head::{CheckpointHead, CheckpointName};
 use super::writer::{SECTION_ALIGN, SECTION_HEAD, SECTION_MAX, section_crc};
 use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 use crate::log::layout::u32_at;
+use crate::log::sequential::SequentialFile;
 
 /// Bytes of one direct read.
 const READ: usize = 1 << 20;
@@ -40,6 +41,7 @@ pub(in crate::log) async fn read_sections<D: Disk>(
 ) -> Result<(), CheckpointError> {
     let name = head.name();
     let file = disk.open(&name.to_string(), Access::Read).await?;
+    let file = SequentialFile::new(file, READ);
     let mut sections = Sections { file, offset: BLOCK as u64, left: head.bytes, held: Vec::new(), at: 0 };
     for number in 0..head.sections {
         let bytes = sections.next(name, number).await?;
@@ -48,8 +50,8 @@ pub(in crate::log) async fn read_sections<D: Disk>(
     Ok(())
 }
 
-struct Sections<F> {
-    file: F,
+struct Sections<F: DiskFile> {
+    file: SequentialFile<F>,
     /// Where the next read begins, and how many bytes of sections are not read yet.
     offset: u64,
     left: u64,
@@ -83,7 +85,7 @@ impl<F: DiskFile> Sections<F> {
             }
             self.held.drain(..std::mem::take(&mut self.at));
             let want = self.left.min(READ as u64) as usize;
-            let read = self.file.read_at(self.offset, want.next_multiple_of(BLOCK)).await?;
+            let read = self.file.read_at(self.offset).await?;
             if read.len() < want {
                 return Ok(false);
             }
