@@ -86,7 +86,12 @@ impl<D: Disk> Checkpointing<D> {
                 self.stage = Stage::Idle;
                 None
             }
-            Stage::Saving(save, writer) => Some(self.save(engine, save, writer)),
+            Stage::Saving(save, mut writer) => {
+                if log.checkpoint_is_late() {
+                    writer.hurry();
+                }
+                Some(self.save(engine, save, writer))
+            }
             Stage::Waiting(finished) if may_count(&finished, log) => {
                 let published = log.publish_checkpoint(finished);
                 Some(task(async move { Ok(Done::Published(published.await?)) }))

@@ -19,7 +19,8 @@ use crate::log::files;
 use crate::log::options::LogOptions;
 use crate::log::segment::Identity;
 
-/// Bytes of one write. With the rest behind each: 64 MB/s, which hardly shows in the latency of flushes.
+/// Bytes of one write. With the rest behind each: 64 MB/s, which hardly shows in the latency of flushes. There is none once the log
+/// grows faster than that writes a large state, which a start would have to read back.
 const WRITE: usize = 128 << 10;
 const REST: Duration = Duration::from_millis(2);
 /// The file grows by this much.
@@ -40,6 +41,7 @@ pub struct CheckpointWriter<D: Disk> {
     /// What is not written yet, and where in the file it goes.
     rest: Vec<u8>,
     offset: u64,
+    in_a_hurry: bool,
 }
 
 /// A checkpoint that is whole and synced, and has no name yet.
@@ -84,7 +86,12 @@ impl<D: Disk> CheckpointWriter<D> {
         // Left by one that was given up.
         let _ = disk.remove(&temporary).await;
         let file = disk.create(&temporary, GROWTH).await?;
-        Ok(Self { disk, file, head, rest: Vec::with_capacity(2 * WRITE), offset: BLOCK as u64 })
+        Ok(Self { disk, file, head, rest: Vec::with_capacity(2 * WRITE), offset: BLOCK as u64, in_a_hurry: false })
+    }
+
+    /// From here on without rests.
+    pub fn hurry(&mut self) {
+        self.in_a_hurry = true;
     }
 
     /// Adds a section.
@@ -98,7 +105,9 @@ impl<D: Disk> CheckpointWriter<D> {
         self.head.sections += 1;
         while self.rest.len() >= WRITE {
             self.write(WRITE).await?;
-            self.disk.pause(REST).await;
+            if !self.in_a_hurry {
+                self.disk.pause(REST).await;
+            }
         }
         Ok(())
     }

@@ -36,6 +36,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         async move { CheckpointWriter::begin(disk, &options, &current, begin, store_time).await }
     }
 
+    /// Whether the one under way is to be written without rests, so that what a start reads back stays near what was configured.
+    pub fn checkpoint_is_late(&self) -> bool {
+        self.checkpoints.is_late(self.tail())
+    }
+
     /// Makes a checkpoint count. The log must be durable up to its end by now, and not poisoned.
     pub fn publish_checkpoint(
         &self,
