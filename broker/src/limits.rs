@@ -99,6 +99,17 @@ pub const INDEX_REST: Duration = Duration::from_micros(50);
 /// Batches or positions that one look-up in an index finds at the most; whoever wants more asks again behind the last.
 pub const INDEX_FOUND_MAX: usize = 1024;
 
+/// Indexes of one shard that are kept open for look-ups, a file and some kilobytes each; others are opened again.
+pub const INDEXES_OPEN_MAX: usize = 64;
+/// After which the making of an index that failed, for want of room or by the device, is tried again.
+pub const INDEX_RETRY: Nanos = Nanos::from_secs(10);
+
+/// Look-ups of one shard for its readers that are under way at once, a block of 4 KiB each.
+pub const LOOK_UPS_AT_ONCE: usize = 16;
+
+/// A fetch that waits for an index to be made looks again after so long, at the latest: the log may have been closed.
+pub const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 // --- Requests --------------------------------------------------------------------------------------------------------------
 
 /// Requests of one connection that are not answered yet; above it the socket is not read. 64 batches in flight for each of 64
@@ -174,6 +185,15 @@ pub const INDEX_CHUNK_BATCHES: u32 = 64;
 
 /// Queues whose starts one entry moves: some 25 µs of a turn.
 pub const QUEUE_STARTS_ROWS: usize = 256;
+/// Chunks that are dropped in one slice once their segments are indexed, some 0.2 µs each: 40 µs.
+pub const INDEX_DROP_SLICE: u32 = 200;
+/// What was looked up of batches that a queue's index dropped (where a time begins, when an offset was stored), 32 bytes each in a
+/// queue that was asked; older ones are looked up again.
+pub const BATCHES_FOUND_MAX: usize = 16;
+/// Batches that are looked up for a reader of what its queue's index dropped, before it looks again: 128 × 40 bytes = 5 KiB.
+pub const LOOK_UP_BATCHES: usize = 128;
+/// Those that were looked up for readers and not handed out yet, of one shard: 40 MiB. Beyond that a reader is given one at a time.
+pub const LOOKED_UP_BATCHES_MAX: usize = 1 << 20;
 
 // --- Engine: producers ----------------------------------------------------------------------------------------------------
 

@@ -186,13 +186,16 @@ impl Engine {
         if !is_stored {
             let noted = queue.epochs.note(header.epoch, header.base_offset);
             assert!(noted, "the epoch was checked");
-            queue.index.push(&IndexEntry {
+            let begins_chunk = queue.index.push(&IndexEntry {
                 offset: header.base_offset,
                 records: header.record_count,
                 position: header.position,
                 length: header.length,
                 store_time: header.store_time,
             });
+            if begins_chunk && self.phase != Phase::Recovering {
+                self.chunks.begun(header.position, slot);
+            }
             if queue.start == queue.end {
                 // Another offset than the end only behind a hole.
                 queue.start = header.base_offset;

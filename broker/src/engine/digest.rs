@@ -11,7 +11,17 @@ use super::queue::Queue;
 impl Engine {
     /// Equal for equal durable state; differs otherwise, but for a chance of 2^-64. Looks at everything: for tests.
     pub fn digest(&self) -> u64 {
-        let queues = self.queues.iter().filter(|queue| !queue.is_blank()).map(|queue| self.queue_digest(queue));
+        self.digest_with(true)
+    }
+
+    /// The same, but for where each batch stands: how much of that is held depends on which segments are indexed.
+    pub fn digest_beside_index(&self) -> u64 {
+        self.digest_with(false)
+    }
+
+    fn digest_with(&self, index: bool) -> u64 {
+        let queues = self.queues.iter().filter(|queue| !queue.is_blank());
+        let queues = queues.map(|queue| self.queue_digest(queue, index));
         let topics = self.catalogue.after(None).map(|topic| {
             let name = Hash::new().number(topic.id.0).number(u64::from(topic.queues)).number(topic.created.0);
             name.bytes(topic.name.as_bytes()).finish()
@@ -35,13 +45,14 @@ impl Engine {
             .finish()
     }
 
-    fn queue_digest(&self, queue: &Queue) -> u64 {
+    fn queue_digest(&self, queue: &Queue, index: bool) -> u64 {
         let mut hash = Hash::new().number(queue.key.topic.0).number(u64::from(queue.key.queue.0));
         hash = hash.number(queue.start.0).number(queue.end.0);
         for (epoch, first) in queue.epochs.iter() {
             hash = hash.number(epoch.0).number(first.0);
         }
-        for entry in queue.index.iter() {
+        hash = hash.number(queue.index.last_position().0).number(queue.index.last_time().0);
+        for entry in queue.index.iter().filter(|_| index) {
             hash = hash.number(entry.offset.0).number(u64::from(entry.records)).number(entry.position.0);
             hash = hash.number(u64::from(entry.length)).number(entry.store_time.0);
         }

@@ -15,7 +15,7 @@
 //! checkpoint from its begin on), and ends with [`Engine::recovered`]: all that was recovered is durable then, and visible.
 //!
 //! - `catalogue`: which topics and groups exist
-//! - `queue`, `epochs`, `index`: what a queue holds, and where
+//! - `queue`, `epochs`, `index`: what a queue holds, and where; `indexed`: what is looked up elsewhere
 //! - `producer`: what was stored already
 //! - `produce`, `reading`: requests to write and to read
 //! - `group`: how far consumer groups have read, and who their members are
@@ -30,6 +30,7 @@ mod digest;
 mod epochs;
 mod group;
 mod index;
+mod indexed;
 mod produce;
 mod producer;
 mod queue;
@@ -43,7 +44,7 @@ mod visibility;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
-use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, QueueId, ShardId, SubscriptionId, TopicId};
+use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId};
 
 /// Where a reader begins, as the protocol has it.
 pub use peregrine_protocol::message::Start as StartAt;
@@ -60,6 +61,8 @@ pub use group::{
     AckChecked, AckDecision, Group, GroupAck, GroupPlace, GroupStart, GroupState, LagRow, OffsetEntry, OffsetsError,
 };
 pub use group::{Assignment, HomeEffect, HomeView, Join, Joined, MemberView, Membership, MembershipOptions};
+pub use index::{Asked, IndexEntry};
+pub use indexed::IndexQuestion;
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
 pub use queue_starts::{QueueStart, StartsEntry, StartsError};
@@ -71,6 +74,7 @@ pub use slice::Slice;
 use catalogue::{Catalogue, Removed, Settled};
 use checkpoint::Restored;
 use group::{GroupQueues, Holders, Share};
+use indexed::HeldChunks;
 use producer::Ageing;
 use queue::Queues;
 use reader::{Readers, Turn};
@@ -145,8 +149,9 @@ pub struct Engine {
     restored: Restored,
     /// Entries below it are covered by the checkpoint that this start has; 0 where it has none.
     covered_to: LogPosition,
-    /// Batches below it stand in the index files of their segments, and not in the queues' indexes.
+    /// Batches below it stand in the index files of their segments, and are dropped from the queues' indexes.
     indexed_to: LogPosition,
+    chunks: HeldChunks,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +187,7 @@ impl Engine {
             restored: Restored::default(),
             covered_to: LogPosition(0),
             indexed_to: LogPosition(0),
+            chunks: HeldChunks::default(),
         }
     }
 
@@ -208,6 +214,7 @@ impl Engine {
     pub fn recovered(&mut self, end: LogPosition) {
         assert!(self.phase == Phase::Recovering, "a start ends once");
         self.end_restored();
+        self.chunks.recovered(&self.queues);
         (self.published, self.durable) = (end, end);
         self.holes = false;
         self.phase = Phase::Running;
@@ -402,6 +409,9 @@ impl Engine {
 
     /// What to do next for a reader, or `None` when all are served, without credit, or busy with their last batch.
     pub fn next_delivery(&mut self) -> Option<Delivery> {
+        if let Some(question) = self.holders.next_question() {
+            return Some(Delivery::Ask { question });
+        }
         loop {
             let holders = &self.holders;
             let is_behind = |turn: &Turn| holders.is_behind(Share { group: turn.group, queue: turn.queue });
@@ -416,6 +426,12 @@ impl Engine {
     /// The last batch of this subscription is sent or buffered: it may have the next one.
     pub fn delivered(&mut self, id: SubscriptionId) {
         self.readers.delivered(id, &mut self.queues);
+    }
+
+    /// What a [`Delivery::LookUp`] found, in order; nothing where the indexes have nothing of the queue up to `below`, as that said.
+    /// One that ended meanwhile is nobody's concern any more.
+    pub fn looked_up(&mut self, id: SubscriptionId, below: QueueOffset, found: Vec<IndexEntry>) {
+        self.readers.looked_up(id, below, found, &mut self.queues);
     }
 
     pub fn unsubscribe(&mut self, owner: ReaderOwner, id: SubscriptionId) -> Result<(), Refusal> {

@@ -4,6 +4,8 @@
 
 use peregrine_protocol::ids::{Epoch, QueueId, QueueOffset, SubscriptionId, TopicId};
 
+use super::index::{Asked, IndexEntry, NotHeld};
+use super::indexed::IndexQuestion;
 use super::queue::{Queue, QueueKey};
 use super::reader::{BatchPlace, Credit, ReaderOwner};
 use super::refusal::Refusal;
@@ -72,21 +74,47 @@ impl Engine {
         queue.epochs.check(epoch, offset, queue.end).map_err(|at| Refusal::Truncated { at })
     }
 
+    /// Whether the batches from `offset` on are known here; else a fetch needs what the indexes of sealed segments say, below the
+    /// offset returned.
+    pub fn is_held(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> Result<(), QueueOffset> {
+        match self.queues.by_key(QueueKey { topic, queue }) {
+            Some(queue) if !queue.index.is_held(offset) => Err(queue.index.dropped_end()),
+            _ => Ok(()),
+        }
+    }
+
     /// One round of reading from (epoch, offset): the visible batches from there on that the limits allow go into `batches`.
+    ///
+    /// `found`: what the indexes of sealed segments have from there on, where it was looked up: see [`Refusal::LookUp`].
     pub fn fetch(
         &self,
         topic: TopicId,
         queue: QueueId,
         start: StartAt,
         limits: FetchLimits,
+        found: Option<(&[IndexEntry], QueueOffset)>,
         batches: &mut Vec<BatchPlace>,
     ) -> Result<QueuePlace, Refusal> {
         let place = self.look_up(topic, queue, start)?;
         let Some(queue) = self.queues.by_key(QueueKey { topic, queue }) else { return Ok(place) };
         let (mut messages, mut bytes) = (0, 0);
-        let mut cursor = queue.index.seek(place.offset);
+        let (looked_up, behind) = found.unwrap_or((&[], QueueOffset(0)));
+        let is_held = queue.index.is_held(place.offset.max(behind));
+        if looked_up.is_empty() && !is_held {
+            return Err(Refusal::LookUp(IndexQuestion::of(queue, Asked::Offset(place.offset))));
+        }
+        let mut looked_up = looked_up.iter().copied();
+        // What was looked up is one round; behind it is the next one.
+        let mut cursor = (looked_up.len() == 0).then(|| queue.index.seek(place.offset));
         while batches.len() < limits.batches && messages < limits.messages {
-            let Some(entry) = queue.index.next(&mut cursor).filter(|entry| entry.end() <= queue.visible) else { break };
+            let next = match &mut cursor {
+                Some(cursor) => queue.index.next(cursor),
+                None => looked_up.next(),
+            };
+            let Some(entry) = next.filter(|entry| entry.end() <= queue.visible) else { break };
+            if entry.end() <= place.offset {
+                continue;
+            }
             let batch = BatchPlace::for_reader(&entry, place.offset);
             if !batches.is_empty() && bytes + u64::from(batch.length) > limits.bytes {
                 break;
@@ -104,10 +132,11 @@ pub(super) fn place_in(queue: &Queue, start: StartAt) -> Result<QueuePlace, Refu
     let (offset, epoch) = match start {
         StartAt::Earliest => (queue.start.min(queue.visible), None),
         StartAt::Latest => (queue.visible, None),
-        StartAt::Time(time) => match queue.index.at_time(time) {
-            Some(entry) => (entry.offset.max(queue.start).min(queue.visible), None),
-            None => (queue.visible, None),
-        },
+        StartAt::Time(time) => {
+            let first = queue.index.at_time(time);
+            let first = first.map_err(|NotHeld| Refusal::LookUp(IndexQuestion::of(queue, Asked::Time(time))))?;
+            (first.map_or(queue.visible, |first| first.max(queue.start)).min(queue.visible), None)
+        }
         StartAt::Offset { epoch, offset } => {
             queue.epochs.check(epoch, offset, queue.end).map_err(|at| Refusal::Truncated { at })?;
             if offset < queue.start {

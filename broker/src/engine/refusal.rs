@@ -4,6 +4,7 @@ use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::ids::{Nanos, QueueOffset, Sequence, ShardId};
 
 use super::catalogue::CatalogueId;
+use super::indexed::IndexQuestion;
 
 /// A request's refusal. The state is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +14,9 @@ pub enum Refusal {
     /// [`super::Engine::catalogue_changed`] and decide again; where it knows no more, the answer is `otherwise`.
     #[error("shard 0 may know more of {about}; otherwise {otherwise}")]
     AskHome { about: CatalogueId, otherwise: ErrorCode },
+    /// The indexes of sealed segments know. Look it up there, tell what was found ([`super::Engine::answered`]) and decide again.
+    #[error("the indexes of sealed segments are to be asked first")]
+    LookUp(IndexQuestion),
     #[error("there is no such topic")]
     UnknownTopic,
     #[error("the topic has no such queue")]
@@ -73,7 +77,7 @@ impl Refusal {
             Self::InvalidArgument(_) => ErrorCode::InvalidArgument,
             Self::LimitReached(_) => ErrorCode::LimitReached,
             Self::WrongShard(_) => ErrorCode::WrongShard,
-            Self::Busy { .. } => ErrorCode::Busy,
+            Self::LookUp(_) | Self::Busy { .. } => ErrorCode::Busy,
             Self::Poisoned => ErrorCode::Poisoned,
             Self::OutOfSequence { .. } => ErrorCode::OutOfSequence,
             Self::UnknownProducer => ErrorCode::UnknownProducer,

@@ -28,10 +28,12 @@ pub enum Planted {
     CheckpointAheadOfLog,
     /// A segment is retired before two checkpoints know what it said.
     RetireTooEarly,
+    /// The index of a sealed segment lacks some of its batches.
+    ForgetIndexRow,
 }
 
 impl Planted {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::AcknowledgeBeforeWrite,
         Self::RewriteSyncedBlock,
         Self::ReadPastCut,
@@ -41,6 +43,7 @@ impl Planted {
         Self::UsePositionTwice,
         Self::CheckpointAheadOfLog,
         Self::RetireTooEarly,
+        Self::ForgetIndexRow,
     ];
 
     /// The word of the simulator's command line.
@@ -55,6 +58,7 @@ impl Planted {
             Self::UsePositionTwice => "use-position-twice",
             Self::CheckpointAheadOfLog => "checkpoint-ahead-of-log",
             Self::RetireTooEarly => "retire-too-early",
+            Self::ForgetIndexRow => "forget-index-row",
         }
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `{base:020}-{epoch:010}` | a segment | read; a bad identity is damage |
 //! | `mark-{epoch:010}` | the mark of a run | read, unlinked once a fresh segment says as much |
-//! | `index-{base:020}-{epoch:010}` | the index of the segment of that name | left alone: whoever opens it checks it |
+//! | `index-{base:020}-{epoch:010}` | the index of the segment of that name | opened behind the start, and made again if it is no good; unlinked if its segment is no part of the log |
 //! | `checkpoint-{begin:020}-{epoch:010}` | a checkpoint | the newest good one is read, those before the newest two are unlinked |
 //! | `spare-…` | a file of zeros, waiting to become a segment | unlinked |
 //! | `tmp-…` | a file that was never finished | unlinked |

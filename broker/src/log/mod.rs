@@ -10,13 +10,13 @@
 //! | `checkpoint` | what the log says up to a position, so that a start reads only what came since |
 //! | `mark` | how far the log was durable, for a start that finds nothing else |
 //! | `reader` | old entries, from the disk |
-//! | [`index`] | the index of a sealed segment: made, and asked; not used by the running log yet |
+//! | [`index`] | the indexes of sealed segments: made in the background, and asked |
 //! | `window` | the entries of a segment one after the other, good told from bad |
 //! | [`disk`] | the traits that all I/O goes through; io_uring and tmpfs, and the simulated machine |
 //! | [`fault`] | switches for tests and the simulator's planted defects |
 //!
 //! Decisions are plain state machines without I/O or clock, so that the broker and the simulator run the same code. Later
-//! parts find their place here: indexes are written when a segment is sealed (`Log`'s roll), retention takes segments from the front of `reader`'s list.
+//! parts find their place here: retention takes segments from the front of `reader`'s list.
 
 mod ahead;
 pub mod cache;

@@ -12,6 +12,7 @@ use peregrine_protocol::ids::LogPosition;
 
 use super::disk::{Access, BLOCK, Disk, DiskFile};
 use super::files;
+use super::index::{IndexMade, IndexWork};
 use super::mark::{MARK_FILE_LEN, Mark};
 use super::segment::{Identity, SegmentName};
 
@@ -25,6 +26,7 @@ pub(super) enum Work<D: Disk> {
     Name { disk: D, spare: Spare, identity: Identity },
     Retire { disk: D, name: SegmentName },
     Mark { disk: D, file: Option<Rc<D::File>>, mark: Mark },
+    Index(IndexWork<D>),
 }
 
 /// The outcome of a task, for [`super::Log::complete`].
@@ -41,6 +43,8 @@ pub(super) enum Outcome<D: Disk> {
     Named(io::Result<OpenSegment<D>>),
     Retired(io::Result<()>),
     Marked(io::Result<Rc<D::File>>),
+    /// `None`: given up because the log is being stopped.
+    Indexed(Option<IndexMade<D>>),
 }
 
 /// A file of zeros, synced, waiting for an identity and a name.
@@ -116,6 +120,7 @@ impl<D: Disk> LogTask<D> {
             Work::Name { disk, spare, identity } => Outcome::Named(name_segment(&disk, &spare.name, identity).await),
             Work::Retire { disk, name } => Outcome::Retired(retire_segment(&disk, name).await),
             Work::Mark { disk, file, mark } => Outcome::Marked(write_mark(&disk, file, mark).await),
+            Work::Index(work) => Outcome::Indexed(work.run().await),
         })
     }
 }

@@ -382,7 +382,7 @@ impl Executor {
     }
 
     /// A batch is on its way to its reader, which may be given the next one.
-    pub fn delivered(&self, shard: ShardId, subscription: SubscriptionId) {
+    pub fn delivered(self: &Rc<Self>, shard: ShardId, subscription: SubscriptionId) {
         if let Some(shard) = self.shard(shard) {
             shard.delivered(self, subscription);
         }

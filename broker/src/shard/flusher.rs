@@ -6,6 +6,7 @@
 
 use crate::shard::clock;
 use crate::shard::executor::Executor;
+use crate::shard::look_ups;
 use crate::shard::runtime::turn;
 use crate::shard::state::{Shard, ShardTask};
 use glommio::timer::Timer;
@@ -31,6 +32,7 @@ pub async fn run(executor: Rc<Executor>, shard: Rc<Shard>) {
         wait(&shard, &mut timer, deadline.map(|deadline| Duration::from_nanos(deadline - now))).await;
     }
     shard.group_work.raise();
+    shard.index_news.call();
 }
 
 /// Waits for work, or until the deadline.
@@ -56,7 +58,7 @@ fn start_tasks(executor: &Rc<Executor>, shard: &Rc<Shard>) {
         let Some(task) = task else { break };
         shard.in_flight.set(shard.in_flight.get() + 1);
         let background = task.is_background();
-        let carried_out = carry_out(shard.clone(), task);
+        let carried_out = carry_out(executor.clone(), shard.clone(), task);
         if background {
             executor.spawn_background(carried_out);
         } else {
@@ -66,12 +68,15 @@ fn start_tasks(executor: &Rc<Executor>, shard: &Rc<Shard>) {
 }
 
 /// Runs a task of the log to its end; it is never cancelled.
-async fn carry_out(shard: Rc<Shard>, task: ShardTask) {
+async fn carry_out(executor: Rc<Executor>, shard: Rc<Shard>, task: ShardTask) {
     let completion = task.run().await;
     let progress = shard.core.borrow_mut().log.complete(completion, clock::monotonic());
     shard.in_flight.set(shard.in_flight.get() - 1);
     if progress.durable.is_some() || progress.room || progress.poisoned {
         shard.room_came();
+    }
+    if progress.indexed {
+        look_ups::indexed(&executor, &shard);
     }
     shard.work.raise();
 }

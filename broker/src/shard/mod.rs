@@ -26,6 +26,7 @@ pub mod inbox;
 pub mod large;
 pub mod listener;
 pub mod listings;
+mod look_ups;
 pub mod mesh;
 pub mod mesh_messages;
 pub mod open_log;

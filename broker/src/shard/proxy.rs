@@ -119,7 +119,7 @@ async fn run(executor: Rc<Executor>, proxy: Rc<Proxy>) {
 }
 
 /// Sends the first thing that is held, if the window allows.
-fn step(executor: &Executor, proxy: &Proxy) -> Step {
+fn step(executor: &Rc<Executor>, proxy: &Proxy) -> Step {
     let mut held = proxy.outlet.held.borrow_mut();
     if proxy.window.get() <= 0 {
         return Step::Wait;

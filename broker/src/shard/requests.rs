@@ -1,12 +1,14 @@
 //! What a shard does with each kind of request.
 
-use crate::engine::{Credit as EngineCredit, ReaderOwner, Refusal};
+use crate::engine::{Credit as EngineCredit, QueueKey, ReaderOwner, Refusal};
 use crate::limits::SUBSCRIPTIONS_PER_CONNECTION;
 use crate::shard::catalogue::{self, ChangeAsked, ChangeWanted};
 use crate::shard::connection::outlet::{Held, HeldFetch};
 use crate::shard::executor::Executor;
 use crate::shard::group;
 use crate::shard::listings;
+use crate::shard::look_ups;
+use crate::shard::peers::PeerId;
 use crate::shard::proxy;
 use crate::shard::reports;
 use crate::shard::router::{Asker, Wait};
@@ -14,7 +16,7 @@ use crate::shard::state::Shard;
 use crate::shard::{answers, produce, subscriptions};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{Frame, Kind, Sender};
-use peregrine_protocol::ids::{Correlation, Nanos, ShardId};
+use peregrine_protocol::ids::{Correlation, Nanos, QueueOffset, ShardId};
 use peregrine_protocol::message::{
     Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, LookUp, LookUpAnswer, Mode, Produce, ProduceHead, Request,
     Start, Subscribe, SubscribeAnswer, Unsubscribe,
@@ -138,6 +140,7 @@ pub fn refuse(
 ) -> Result<(), Wait> {
     match *refusal {
         Refusal::AskHome { about, otherwise } => Err(Wait::Catalogue { shard: shard.id, about, otherwise }),
+        Refusal::LookUp(question) => Err(Wait::LookUp { shard: shard.id, question }),
         Refusal::WrongShard(owner) if matches!(asker, Asker::Here(_)) => Err(Wait::Elsewhere(owner)),
         _ => {
             executor.refuse_refused(asker, correlation, refusal);
@@ -148,7 +151,7 @@ pub fn refuse(
 
 fn subscribe(
     executor: &Rc<Executor>,
-    shard: &Shard,
+    shard: &Rc<Shard>,
     asker: Asker,
     correlation: Correlation,
     asked: &Subscribe,
@@ -203,7 +206,7 @@ fn unsubscribe(executor: &Executor, shard: &Shard, asker: Asker, correlation: Co
     }
 }
 
-fn credit(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correlation, given: &Credit) {
+fn credit(executor: &Rc<Executor>, shard: &Rc<Shard>, asker: Asker, correlation: Correlation, given: &Credit) {
     let (_, id) = subscriptions::from_wire(given.subscription);
     let credit = EngineCredit { messages: u64::from(given.messages), bytes: given.bytes };
     let peer = proxy::known_peer_of(executor, asker);
@@ -218,7 +221,7 @@ fn credit(executor: &Executor, shard: &Shard, asker: Asker, correlation: Correla
 
 fn fetch(
     executor: &Rc<Executor>,
-    shard: &Shard,
+    shard: &Rc<Shard>,
     asker: Asker,
     correlation: Correlation,
     asked: &Fetch,
@@ -227,10 +230,12 @@ fn fetch(
     let start = Start::Offset { epoch: asked.epoch, offset: asked.offset };
     let found = shard.core.borrow().engine.look_up(asked.topic, asked.queue, start);
     match found {
-        Ok(_) => {
-            let fetch = HeldFetch { shard: shard.id, correlation, asked: *asked, found: None };
-            if let Some(peer) = executor.peers.get(peer) {
-                peer.outlet().hold(Held::Fetch(Box::new(fetch)));
+        Ok(place) => {
+            let fetch = HeldFetch::new(shard.id, correlation, *asked);
+            let held = shard.core.borrow().engine.is_held(asked.topic, asked.queue, place.offset);
+            match held {
+                Ok(()) => hold(executor, peer, fetch),
+                Err(below) => look_up_for(executor, shard, peer, fetch, below),
             }
             // It may stand behind deliveries to a client that does not read, where it must not keep others from this shard.
             executor.give_credit_back(asker);
@@ -238,6 +243,22 @@ fn fetch(
         }
         Err(refusal) => refuse(executor, shard, asker, correlation, &refusal),
     }
+}
+
+fn hold(executor: &Executor, peer: PeerId, fetch: HeldFetch) {
+    if let Some(peer) = executor.peers.get(peer) {
+        peer.outlet().hold(Held::Fetch(Box::new(fetch)));
+    }
+}
+
+/// Looks up what is to be fetched before it is anything to be sent.
+fn look_up_for(executor: &Rc<Executor>, shard: &Rc<Shard>, peer: PeerId, mut fetch: HeldFetch, below: QueueOffset) {
+    let (executor, shard) = (executor.clone(), shard.clone());
+    look_ups::in_background(&executor.clone(), async move {
+        let queue = QueueKey { topic: fetch.asked.topic, queue: fetch.asked.queue };
+        fetch.looked_up(look_ups::batches(&shard, queue, fetch.asked.offset).await, below);
+        hold(&executor, peer, fetch);
+    });
 }
 
 fn look_up(

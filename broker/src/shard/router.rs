@@ -4,12 +4,12 @@
 //! be done at once is a [`Wait`]: it tells the reader what to wait for before the frame is tried again, so that nothing is
 //! queued here and a socket whose requests must wait is not read.
 
-use crate::engine::{CatalogueId, HOME};
+use crate::engine::{CatalogueId, HOME, IndexQuestion};
 use crate::limits::STEP;
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::{CatalogueAsked, Request};
 use crate::shard::peers::PeerId;
-use crate::shard::{answers, catalogue, large, requests};
+use crate::shard::{answers, catalogue, large, look_ups, requests};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{self, Frame, Kind, Sender};
 use peregrine_protocol::ids::{Nanos, ShardId};
@@ -38,6 +38,8 @@ pub enum Wait {
     Catalogue { shard: ShardId, about: CatalogueId, otherwise: ErrorCode },
     /// What shard 0 says about the topic or the group that the request names.
     Named,
+    /// What the indexes of this shard's sealed segments say.
+    LookUp { shard: ShardId, question: IndexQuestion },
     /// Credit for requests to this shard.
     Credit(ShardId),
     /// The connection belongs to this shard's executor.
@@ -171,6 +173,15 @@ pub async fn wait(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, rece
                 return Waited::Again;
             }
             executor.refuse(asker, correlation, otherwise);
+            Waited::Handled
+        }
+        Wait::LookUp { shard, question } => {
+            let Some(shard) = executor.shard(shard) else { return Waited::Again };
+            match look_ups::answer(&shard, &question).await {
+                Ok(()) => return Waited::Again,
+                Err(ErrorCode::Busy) => executor.refuse_with(asker, correlation, &answers::busy()),
+                Err(code) => executor.refuse(asker, correlation, code),
+            }
             Waited::Handled
         }
         Wait::Credit(shard) => {

@@ -27,7 +27,7 @@ use crate::shard::watchdog::Watchdog;
 use crate::shard::{checkpoints, flusher, forwarding, listener, mesh, sweeper};
 use glommio::{Latency, Shares};
 use peregrine_protocol::entry::EntryHeader;
-use peregrine_protocol::ids::{LogPosition, ShardId};
+use peregrine_protocol::ids::ShardId;
 use std::fs::File;
 use std::io;
 use std::net::TcpListener;
@@ -396,7 +396,6 @@ impl Replay for Replaying {
     }
 
     fn restored(&mut self) -> Result<(), String> {
-        // All batches stand in the checkpoint: nothing is looked up in the indexes of segments yet.
-        self.engine.restore_end(LogPosition(0)).map_err(|error| error.to_string())
+        self.engine.restore_end().map_err(|error| error.to_string())
     }
 }

@@ -15,6 +15,7 @@ use crate::engine::{
 use crate::limits::COLD_READ;
 use crate::log::disk::tmpfs::TmpfsRings;
 use crate::log::disk::uring::UringDisk;
+use crate::log::index::LogIndexes;
 use crate::log::{AppendRefused, Log, LogTask, ReadError};
 use crate::shard::catalogue::{ChangeAsked, Home};
 use crate::shard::clock;
@@ -25,6 +26,7 @@ use crate::shard::crowd::Crowd;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
 use crate::shard::group::places::{self, PlaceAnswer};
+use crate::shard::look_ups::{self, LookUp, LookUps};
 use crate::shard::mesh_messages::CatalogueAsked;
 use crate::shard::open_log::OpenLog;
 use crate::shard::peers::PeerId;
@@ -44,6 +46,8 @@ use std::rc::Rc;
 pub type ShardLog = Log<UringDisk, TmpfsRings>;
 /// A task of it.
 pub type ShardTask = LogTask<UringDisk>;
+/// And its indexes.
+pub type ShardIndexes = LogIndexes<UringDisk>;
 
 /// Whoever waits for the log to reach a position at a level.
 pub enum Waiting {
@@ -107,6 +111,9 @@ pub struct Shard {
     /// A read of the disk has failed in this run.
     pub read_failed: Cell<bool>,
     room_waiters: Crowd,
+    pub look_ups: LookUps,
+    /// Wait for an index to be made.
+    pub index_news: Crowd,
 }
 
 /// Why a batch's bytes are not at hand.
@@ -152,6 +159,8 @@ impl Shard {
             poison_told: Cell::new(false),
             read_failed: Cell::new(false),
             room_waiters: Crowd::default(),
+            look_ups: LookUps::default(),
+            index_news: Crowd::default(),
         })
     }
 
@@ -217,6 +226,11 @@ impl Shard {
                 Err(NoBytes::Damaged)
             }
         }
+    }
+
+    /// The indexes of the log's sealed segments; none once it is closed.
+    pub fn indexes(&self) -> Option<ShardIndexes> {
+        self.core.borrow().log.get().map(ShardLog::indexes)
     }
 
     /// Reads durable bytes: up to `wish`, at least `need`.
@@ -330,7 +344,7 @@ impl Shard {
     }
 
     /// Hands batches to those whose turn it is.
-    fn hand_out(&self, executor: &Executor, engine: &mut Engine, now: Nanos) {
+    fn hand_out(self: &Rc<Self>, executor: &Rc<Executor>, engine: &mut Engine, now: Nanos) {
         while let Some(delivery) = engine.next_delivery() {
             match delivery {
                 Delivery::Batch { owner, subscription, batch } => {
@@ -339,6 +353,11 @@ impl Shard {
                     let held = Held::Delivery { shard: self.id, subscription, batch, handed_out_at: now };
                     peer.outlet().hold(held);
                 }
+                Delivery::LookUp { owner, subscription, queue, offset, below, behind } => {
+                    let look_up = LookUp::Batches { owner, subscription, queue, offset, below, behind };
+                    look_ups::ask(executor, self, look_up);
+                }
+                Delivery::Ask { question } => look_ups::ask(executor, self, LookUp::One(question)),
                 Delivery::Revoked { owner, subscription } => {
                     executor.push_to(PeerId(owner.0), |out| answers::revoked(out, self.id, subscription));
                 }
@@ -354,7 +373,7 @@ impl Shard {
     }
 
     /// A batch is on its way to its reader.
-    pub fn delivered(&self, executor: &Executor, subscription: SubscriptionId) {
+    pub fn delivered(self: &Rc<Self>, executor: &Rc<Executor>, subscription: SubscriptionId) {
         let core = &mut *self.core.borrow_mut();
         core.engine.delivered(subscription);
         self.hand_out(executor, &mut core.engine, clock::monotonic());
@@ -370,7 +389,7 @@ impl Shard {
     }
 
     /// Hands out what a request made ready: a subscription began, or credit came.
-    pub fn hand_out_now(&self, executor: &Executor) {
+    pub fn hand_out_now(self: &Rc<Self>, executor: &Rc<Executor>) {
         self.hand_out(executor, &mut self.core.borrow_mut().engine, clock::monotonic());
     }
 

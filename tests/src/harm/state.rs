@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use futures_lite::future::block_on;
 use peregrine_broker::log::disk::BLOCK;
-use peregrine_broker::log::index::{SealedSegment, build_index};
+use peregrine_broker::log::index::{self, SealedSegment, build_index};
 use peregrine_broker::log::{BootId, CloseState, Directory, Identity, Log, LogOptions, RunId, Smallest};
 use peregrine_broker::shard::run::shard_directory;
 use peregrine_protocol::checksum::crc32;
@@ -323,7 +323,7 @@ impl State {
         self.survey();
         for segment in self.sealed() {
             if !self.medium.names().contains(&format!("index-{}", segment.name())) {
-                block_on(build_index(&self.medium, &self.options(), &segment)).unwrap();
+                block_on(build_index(&self.medium, &self.options(), &segment, index::Stop::default())).unwrap();
             }
         }
     }

@@ -111,7 +111,7 @@ impl Replay for Replayed {
     }
 
     fn restored(&mut self) -> Result<(), String> {
-        self.engine.restore_end(LogPosition(0)).map_err(|error| error.to_string())
+        self.engine.restore_end().map_err(|error| error.to_string())
     }
 }
 

@@ -24,8 +24,9 @@ impl Simulation {
             self.live(|_, _| Ok(()))?;
             self.mend()?;
         }
-        let digests =
-            |process: &Process| -> Vec<u64> { process.shards.iter().map(|shard| shard.engine.digest()).collect() };
+        let digests = |process: &Process| -> Vec<u64> {
+            process.shards.iter().map(|shard| shard.engine.digest_beside_index()).collect()
+        };
         self.consumers.retire();
         let mut produced = Vec::new();
         self.live_undisturbed(|simulation, process| {

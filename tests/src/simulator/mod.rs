@@ -22,6 +22,7 @@ mod finale;
 mod group;
 mod incident;
 mod ledger;
+mod look_ups;
 mod process;
 mod producer;
 mod reader;

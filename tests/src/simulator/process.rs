@@ -20,6 +20,7 @@ use peregrine_protocol::limits::ENTRY_HEADER_LEN;
 
 use super::group::PlaceWaiting;
 use super::ledger::{BatchMark, Ledger};
+use super::look_ups::LookUps;
 use super::violation::{Violation, promise};
 
 /// Entries from this size on are copied in steps.
@@ -47,6 +48,7 @@ pub struct Shard {
     pub log: Log<SimulatedDisk, SimulatedRings>,
     pub waiting: Acknowledgements<Waiting>,
     pub cold_reads: Tasks<ColdRead>,
+    pub look_ups: LookUps,
     tasks: Tasks<Completion<SimulatedDisk>>,
     checkpointing: Checkpointing<SimulatedDisk>,
     checkpoint_tasks: Tasks<CheckpointOutcome<SimulatedDisk>>,
@@ -85,7 +87,7 @@ impl<P: Fn(&mut Engine)> Replay for ReplayInto<'_, P> {
     }
 
     fn restored(&mut self) -> Result<(), String> {
-        self.engine.restore_end(LogPosition(0)).map_err(|error| error.to_string())
+        self.engine.restore_end().map_err(|error| error.to_string())
     }
 }
 
@@ -135,11 +137,13 @@ impl Shard {
         let start = Log::start(machine.disk(shard), machine.rings(), options, &mut replay);
         let (log, report) = machine.block_on(start)?;
         engine.recovered(log.durable());
+        let look_ups = LookUps::new(log.indexes());
         let shard = Self {
             engine,
             log,
             waiting: Acknowledgements::default(),
             cold_reads: Tasks::default(),
+            look_ups,
             tasks: Tasks::default(),
             checkpointing: Checkpointing::new(checkpoint_slice),
             checkpoint_tasks: Tasks::default(),
@@ -201,11 +205,14 @@ impl Shard {
             }
             let Some(completion) = self.tasks.poll(random) else { break };
             // Durable, if it moves, moves here.
-            self.log.complete(completion, now);
+            if self.log.complete(completion, now).indexed {
+                self.look_ups.indexed(&mut self.engine);
+            }
             if self.log.is_poisoned() && !self.engine.is_poisoned() {
                 self.engine.on_poisoned();
             }
         }
+        self.look_ups.turn(&mut self.engine, random)?;
         self.note_positions(ledger)
     }
 
@@ -246,6 +253,7 @@ impl Shard {
         self.waiting.is_empty()
             && self.large.is_empty()
             && self.cold_reads.is_empty()
+            && self.look_ups.is_empty()
             && self.log.durable() == self.log.published()
     }
 

@@ -68,7 +68,8 @@ impl Reader {
                 self.ended = true;
                 return Ok(());
             }
-            Refusal::UnknownQueue => return Ok(()),
+            // It comes again.
+            Refusal::UnknownQueue | Refusal::Busy { .. } => return Ok(()),
             other => return Err(Violation(format!("a reader was refused: {other}"))),
         };
         promise!(

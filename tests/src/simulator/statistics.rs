@@ -55,6 +55,7 @@ statistics! {
     deleted: "topics deleted",
     seen: "batches seen",
     read_from_disk: "read from disk",
+    looked_up: "look-ups in indexes",
     refused: "appends refused",
     damaged: "entries damaged",
     /// Tampered with, replaced or removed, and the start refused.

@@ -94,6 +94,7 @@ impl Simulation {
             let was_poisoned = process.shards[shard].engine.is_poisoned();
             process.shards[shard].turn(&mut self.random, &mut self.ledgers[shard], now)?;
             self.statistics.rolls += process.shards[shard].take_rolls();
+            self.statistics.looked_up += process.shards[shard].look_ups.take_answered();
             self.statistics.checkpoints += process.shards[shard].take_checkpoints();
             if process.shards[shard].engine.is_poisoned() && !was_poisoned {
                 self.poisoned(process, shard);
@@ -363,6 +364,7 @@ impl Simulation {
                 Delivery::Ended { owner, .. } | Delivery::Revoked { owner, .. } if Consumers::is_member(owner) => {
                     self.turn_is_over(index, delivery)?;
                 }
+                Delivery::LookUp { .. } | Delivery::Ask { .. } => shard.look_ups.ask(delivery),
                 Delivery::Ended { owner, .. } => self.readers[owner.0 as usize].ended = true,
                 Delivery::Revoked { .. } => unreachable!("readers are in no group"),
                 Delivery::Batch { owner, subscription, batch } => {

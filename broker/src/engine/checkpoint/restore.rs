@@ -48,8 +48,6 @@ pub enum RestoreError {
     HomeGone { seen: u64, known: u64 },
     #[error("the checkpoint has no end")]
     Incomplete,
-    #[error("the checkpoint builds on index files up to {wanted}, there are files up to {found}")]
-    Index { wanted: LogPosition, found: LogPosition },
 }
 
 /// What a start has from a checkpoint.
@@ -101,13 +99,10 @@ impl Engine {
         Ok(())
     }
 
-    /// All sections were put back. `indexed_to`: batches below are looked up in the index files of their segments, which must
-    /// reach as far as when the checkpoint was saved. From here on [`Engine::applied`] is where the log is to be read back from.
-    pub fn restore_end(&mut self, indexed_to: LogPosition) -> Result<(), RestoreError> {
-        let RestoredEnd { end, indexed_to: wanted, seen } = self.restored.end.ok_or(RestoreError::Incomplete)?;
-        if indexed_to < wanted {
-            return Err(RestoreError::Index { wanted, found: indexed_to });
-        }
+    /// All sections were put back. From here on [`Engine::applied`] is where the log is to be read back from. What was dropped when
+    /// they were saved is looked up in the indexes of sealed segments, which wait for one that has to be made again.
+    pub fn restore_end(&mut self) -> Result<(), RestoreError> {
+        let RestoredEnd { end, indexed_to, seen } = self.restored.end.ok_or(RestoreError::Incomplete)?;
         // Shard 0 gives no id before it is durable there, so that no other shard has seen one that it does not know.
         let known = self.catalogue.highest();
         if !self.is_home() && !self.catalogue.is_lossy() && seen > known {
@@ -120,7 +115,12 @@ impl Engine {
             self.check_known()?;
         }
         self.drop_gone(self.is_home());
-        self.queues.iter_mut().for_each(|queue| queue.index.drop_below(indexed_to));
+        for queue in self.queues.iter_mut() {
+            queue.index.drop_below(indexed_to);
+            if indexed_to > LogPosition(0) {
+                queue.index.lacks_below(queue.end);
+            }
+        }
         (self.indexed_to, self.covered_to) = (indexed_to, end);
         Ok(())
     }

@@ -58,7 +58,7 @@ impl Engine {
     /// Where the group stands in a queue of this shard.
     pub fn group_place(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Result<GroupPlace, Refusal> {
         let start = self.check_group_queue(group, topic, queue)?;
-        Ok(self.with_queue(QueueKey { topic, queue }, |queue| place_of(queue, group, start)))
+        self.with_queue(QueueKey { topic, queue }, |queue| place_of(queue, group, start))
     }
 
     /// Decides on an acknowledgement at `now`, the wall clock.
@@ -81,7 +81,7 @@ impl Engine {
                 let CommittedPlace { epoch, offset, entry_end: end, .. } = *stands;
                 return Ok(AckDecision::Done { epoch, offset, end, level });
             }
-            let begins = place_of(queue, group, start);
+            let begins = place_of(queue, group, start)?;
             if offset < begins.offset {
                 let GroupPlace { epoch, offset, .. } = begins;
                 return Ok(AckDecision::Done { epoch, offset, end: LogPosition(0), level });
@@ -168,6 +168,9 @@ impl Engine {
         }
         for row in rows.iter() {
             let Some((epoch, offset)) = self.check_row(header, &row)? else { continue };
+            if row.reset {
+                self.before_reset(row.group, row.queue);
+            }
             let slot = self.queues.find_or_make(row.queue);
             let Some(queue) = self.queues.get_mut(slot) else { unreachable!("a queue just found lives") };
             if queue.groups.set(CommittedPlace { group: row.group, epoch, offset, entry_end: header.end() }) {
@@ -220,24 +223,22 @@ impl Engine {
     }
 }
 
-/// Where `group` stands in `queue`, or begins.
-pub(in crate::engine) fn place_of(queue: &Queue, group: GroupId, start: GroupStart) -> GroupPlace {
+/// Where `group` stands in `queue`, or begins; that may have to be looked up first.
+pub(in crate::engine) fn place_of(queue: &Queue, group: GroupId, start: GroupStart) -> Result<GroupPlace, Refusal> {
     let visible_end = queue.visible;
     if let Some(&CommittedPlace { epoch, offset, .. }) = queue.groups.get(group) {
         if offset < queue.start {
             // What it had not read is no longer kept.
             let epoch = queue.epochs.before(queue.start);
-            return GroupPlace { epoch, offset: queue.start, is_committed: true, visible_end };
+            return Ok(GroupPlace { epoch, offset: queue.start, is_committed: true, visible_end });
         }
-        return GroupPlace { epoch, offset, is_committed: true, visible_end };
+        return Ok(GroupPlace { epoch, offset, is_committed: true, visible_end });
     }
     let offset = match start {
         GroupStart::Earliest => queue.start,
-        GroupStart::Time(time) => {
-            queue.index.at_time(time).map_or(queue.visible, |entry| entry.offset.max(queue.start))
-        }
+        GroupStart::Time(time) => place_in(queue, StartAt::Time(time))?.offset,
         GroupStart::Offset(offset) => offset.max(queue.start),
     };
     let offset = offset.min(queue.visible);
-    GroupPlace { epoch: queue.epochs.before(offset), offset, is_committed: false, visible_end }
+    Ok(GroupPlace { epoch: queue.epochs.before(offset), offset, is_committed: false, visible_end })
 }

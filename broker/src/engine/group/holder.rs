@@ -18,6 +18,7 @@ use peregrine_protocol::ids::{GroupId, MemberId, Nanos, QueueId, QueueOffset, To
 use super::attempts::Attempts;
 use super::fault::PlantedInGroups;
 use super::following::Following;
+use crate::engine::indexed::IndexQuestion;
 use crate::engine::queue::QueueKey;
 use crate::engine::reader::ReaderKey;
 
@@ -86,6 +87,10 @@ pub struct Holders {
     drains: BTreeSet<(Nanos, Share)>,
     /// Queues in which a group began and has no place in the log.
     begun: VecDeque<Share>,
+    /// Queues whose next turn waits until it was looked up where the group begins.
+    unplaced: BTreeMap<Share, IndexQuestion>,
+    /// What is to be looked up for them.
+    questions: VecDeque<IndexQuestion>,
     pub planted: Option<PlantedInGroups>,
 }
 
@@ -188,6 +193,24 @@ impl Holders {
             }
             self.begun.pop_front();
         }
+    }
+
+    /// Where the group begins in that queue has to be looked up before it is anybody's turn.
+    pub fn note_unplaced(&mut self, share: Share, question: IndexQuestion) {
+        if self.unplaced.insert(share, question).is_none() {
+            self.questions.push_back(question);
+        }
+    }
+
+    pub fn next_question(&mut self) -> Option<IndexQuestion> {
+        self.questions.pop_front()
+    }
+
+    /// A queue that waited for the answer to that question.
+    pub fn take_unplaced(&mut self, question: &IndexQuestion) -> Option<Share> {
+        let share = self.unplaced.iter().find(|(_, asked)| *asked == question).map(|(&share, _)| share)?;
+        self.unplaced.remove(&share);
+        Some(share)
     }
 
     // Ends.

@@ -3,8 +3,9 @@
 use peregrine_protocol::ids::{Epoch, GroupId, Nanos, QueueId, QueueOffset, TopicId};
 
 use super::commit::place_of;
+use crate::engine::index::NotHeld;
 use crate::engine::queue::Queue;
-use crate::engine::{CatalogueId, Engine, QueueKey, Refusal};
+use crate::engine::{Asked, CatalogueId, Engine, IndexQuestion, QueueKey, Refusal};
 
 /// A group in one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,24 +46,26 @@ impl Engine {
                 return Ok(true);
             }
             rows.push(self.with_queue(QueueKey { topic, queue }, |found| {
-                let place = place_of(found, group, start);
-                LagRow {
+                let place = place_of(found, group, start)?;
+                Ok(LagRow {
                     queue,
                     epoch: place.epoch,
                     offset: place.offset,
                     is_committed: place.is_committed,
                     end: found.visible,
-                    oldest_unread: oldest_from(found, place.offset),
-                }
-            }));
+                    oldest_unread: oldest_from(found, place.offset)?,
+                })
+            })?);
         }
         Ok(false)
     }
 }
 
-fn oldest_from(queue: &Queue, offset: QueueOffset) -> Nanos {
+fn oldest_from(queue: &Queue, offset: QueueOffset) -> Result<Nanos, Refusal> {
     if offset >= queue.visible {
-        return Nanos::ZERO;
+        return Ok(Nanos::ZERO);
     }
-    queue.index.next(&mut queue.index.seek(offset)).map_or(Nanos::ZERO, |entry| entry.store_time)
+    let time = queue.index.time_at(offset);
+    let time = time.map_err(|NotHeld| Refusal::LookUp(IndexQuestion::of(queue, Asked::Offset(offset))))?;
+    Ok(time.unwrap_or(Nanos::ZERO))
 }

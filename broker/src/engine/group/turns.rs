@@ -23,7 +23,7 @@ use super::registry::GroupState;
 use crate::engine::queue::QueueKey;
 use crate::engine::reader::{Credit, ReaderOwner, Turn, TurnLeft};
 use crate::engine::refusal::Refusal;
-use crate::engine::{CatalogueState, Engine, QueuePlace, TopicState};
+use crate::engine::{CatalogueState, Engine, IndexQuestion, QueuePlace, TopicState};
 use crate::limits;
 
 /// What an acknowledgement is about.
@@ -121,12 +121,17 @@ impl Engine {
 
     // What the rest of the engine tells.
 
+    /// Somebody puts the group elsewhere. A turn that an assignment ended before that ends with that, by the place that it had then.
+    pub(in crate::engine) fn before_reset(&mut self, group: GroupId, queue: QueueKey) {
+        let share = Share { group, queue };
+        if self.holders.is_behind(share) {
+            self.follow_in(share);
+        }
+    }
+
     /// The group's place was put into the log: by an acknowledgement, or where somebody wanted it.
     pub(in crate::engine) fn place_moved(&mut self, group: GroupId, queue: QueueKey, offset: QueueOffset, reset: bool) {
         let share = Share { group, queue };
-        if reset && self.holders.is_behind(share) {
-            self.follow_in(share);
-        }
         let Some(holding) = self.holders.get_mut(share) else { return };
         holding.began = None;
         let active = holding.active;
@@ -256,7 +261,13 @@ impl Engine {
             return;
         }
         let holder = self.holders.following.holder(share);
-        let Some(holding) = self.holders.get_mut(share).filter(|holding| holding.active.is_none()) else { return };
+        let Some(holding) = self.holders.get(share).filter(|holding| holding.active.is_none()) else { return };
+        if holder.is_some_and(|holder| holding.waiting.iter().any(|&(member, _)| member == holder))
+            && let Err(Refusal::LookUp(question)) = self.known_place_in(share)
+        {
+            return self.holders.note_unplaced(share, question);
+        }
+        let Some(holding) = self.holders.get_mut(share) else { return };
         if let Some((member, reader)) = holder.and_then(|holder| holding.take_next(holder)) {
             holding.active = Some(Active { member, reader, drained_by: None });
             let attempts = holding.attempts.clone();
@@ -272,17 +283,29 @@ impl Engine {
         self.holders.tidy(share);
     }
 
-    /// All below it is done, or was never the group's.
+    /// It was looked up where groups begin that wait for that: it is their turn.
+    pub(in crate::engine) fn place_found(&mut self, question: &IndexQuestion) {
+        while let Some(share) = self.holders.take_unplaced(question) {
+            self.hand_on(share);
+        }
+    }
+
+    /// All below it is done, or was never the group's. Of a queue that is somebody's turn, or was: it is known.
     pub(super) fn place_in(&self, share: Share) -> QueueOffset {
+        self.known_place_in(share).unwrap_or(QueueOffset(0))
+    }
+
+    fn known_place_in(&self, share: Share) -> Result<QueueOffset, Refusal> {
         let Share { group, queue } = share;
         if let Some(place) = self.queues.by_key(queue).and_then(|queue| queue.groups.get(group)) {
-            return place.offset;
+            return Ok(place.offset);
         }
         if let Some(began) = self.holders.get(share).and_then(|holding| holding.began) {
-            return began;
+            return Ok(began);
         }
         let start = self.catalogue.group(group).and_then(|group| group.start_in(queue.topic));
         // A group that lost the topic is on its way to lose the subscription.
-        start.map_or(QueueOffset(0), |start| self.with_queue(queue, |queue| place_of(queue, group, start).offset))
+        let Some(start) = start else { return Ok(QueueOffset(0)) };
+        self.with_queue(queue, |queue| place_of(queue, group, start)).map(|place| place.offset)
     }
 }

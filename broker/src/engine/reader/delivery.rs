@@ -5,6 +5,8 @@ use peregrine_protocol::ids::{LogPosition, QueueOffset, SubscriptionId};
 
 use super::ReaderOwner;
 use crate::engine::index::IndexEntry;
+use crate::engine::indexed::IndexQuestion;
+use crate::engine::queue::QueueKey;
 
 /// A batch to deliver: where it stands, and which of its messages are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,19 @@ impl BatchPlace {
 pub enum Delivery {
     /// Send this batch; the credit for it is taken. Then call [`crate::engine::Engine::delivered`].
     Batch { owner: ReaderOwner, subscription: SubscriptionId, batch: BatchPlace },
+    /// Look up the batches of this queue from `offset` on in the indexes of sealed segments, at most [`crate::limits::LOOK_UP_BATCHES`]
+    /// of them; they stand behind `behind`. Then call [`crate::engine::Engine::looked_up`] with what is found, and with `below`, from
+    /// where on the queue is known here.
+    LookUp {
+        owner: ReaderOwner,
+        subscription: SubscriptionId,
+        queue: QueueKey,
+        offset: QueueOffset,
+        below: QueueOffset,
+        behind: LogPosition,
+    },
+    /// Look up one batch there, and call [`crate::engine::Engine::answered`].
+    Ask { question: IndexQuestion },
     /// The queue is to go to another member: say so. No batch follows. The member acknowledges what it is done with, or ends the
     /// subscription; else [`Delivery::Ended`] follows.
     Revoked { owner: ReaderOwner, subscription: SubscriptionId },

@@ -3,6 +3,8 @@
 //! ```text
 //!            credit                     next_delivery                delivered
 //!  Spent ──────────────►  Ready  ─────────────────────►  Taken  ───────────────►  Ready | Waiting | Spent
+//!                           │ the index dropped it  ┌─►  LookingUp  ── looked_up ─►  Ready | Spent
+//!                           └───────────────────────┘
 //!                           ▲                                                               │
 //!                           └──────────── the queue's visible end moved ────────────────────┘
 //! ```
@@ -20,14 +22,16 @@
 //! holds back its own subscriptions alone. Nothing here is durable: a crash ends connections and subscriptions with them.
 
 mod delivery;
+mod found;
 mod slots;
 mod turn;
 
 use std::collections::{HashMap, VecDeque};
 
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{QueueOffset, SubscriptionId, TopicId};
+use peregrine_protocol::ids::{LogPosition, QueueOffset, SubscriptionId, TopicId};
 
+use self::found::{Found, Next, next_batch};
 use self::slots::{ReaderSlot, reader_mut};
 use super::group::Share;
 use super::index::IndexCursor;
@@ -59,6 +63,8 @@ enum ReaderState {
     Ready,
     /// The shard is busy with its last batch.
     Taken,
+    /// The shard looks up its next batches in the indexes of sealed segments. It may have ended, or have to end, before they come.
+    LookingUp,
     /// Of a member whose turn has not come.
     StandBy,
     /// Its member has to give the queue up, and the shard is busy with its last batch.
@@ -78,6 +84,8 @@ struct Reader {
     topic: TopicId,
     next: QueueOffset,
     cursor: IndexCursor,
+    /// While it reads what its queue's index dropped.
+    found: Option<Box<Found>>,
     /// May go below zero by one batch: a batch that is larger than the credit left is given whole, and paid back.
     messages: i64,
     bytes: i64,
@@ -103,6 +111,8 @@ pub struct Readers {
     ready: VecDeque<ReaderKey>,
     /// Owners are numbered by the shard, so that this map needs no secret; each list is as long as its owner's readers.
     by_owner: HashMap<ReaderOwner, Vec<ReaderKey>>,
+    /// Batches that were looked up for readers and not handed out yet.
+    found: usize,
 }
 
 impl Readers {
@@ -159,7 +169,7 @@ impl Readers {
     ) -> Result<Option<Delivery>, Share> {
         loop {
             let Some(key) = self.ready.pop_front() else { return Ok(None) };
-            let Some(reader) = self.get_mut(key) else { continue };
+            let Some(reader) = reader_mut(&mut self.slots, key) else { continue };
             let (owner, subscription) = (reader.owner, key.id());
             match reader.state {
                 ReaderState::Ready => {}
@@ -196,8 +206,21 @@ impl Readers {
                 queue.waiting.push(key);
                 continue;
             }
-            let Some(entry) = queue.index.next(&mut reader.cursor) else {
-                unreachable!("what is visible stands in the index")
+            let entry = match next_batch(reader, queue, &mut self.found) {
+                Next::Batch(entry) => entry,
+                Next::Elsewhere => {
+                    reader.state = ReaderState::LookingUp;
+                    let behind = reader.found.as_ref().map_or(LogPosition(0), |found| found.behind);
+                    let (offset, below) = (reader.next, queue.index.dropped_end());
+                    let queue = queue.key;
+                    return Ok(Some(Delivery::LookUp { owner, subscription, queue, offset, below, behind }));
+                }
+                Next::Lost => {
+                    reader.next = queue.visible;
+                    reader.state = ReaderState::Waiting;
+                    queue.waiting.push(key);
+                    continue;
+                }
             };
             assert!(entry.end() <= queue.visible, "the visible end is the end of a batch");
             let mut batch = BatchPlace::for_reader(&entry, reader.next);

@@ -59,6 +59,7 @@ impl Readers {
             topic,
             next: QueueOffset(0),
             cursor: IndexCursor::default(),
+            found: None,
             messages: 0,
             bytes: 0,
             state: ReaderState::StandBy,
@@ -94,6 +95,7 @@ impl Readers {
         place.generation = place.generation.wrapping_add(1) & GENERATIONS;
         let Some(reader) = place.reader.take() else { unreachable!("a reader is removed once") };
         self.free.push(key.index);
+        self.found -= reader.found.as_ref().map_or(0, |found| found.batches.len());
         let Some(owned) = self.by_owner.get_mut(&reader.owner) else { unreachable!("a reader has an owner") };
         owned.swap_remove(reader.owned_at as usize);
         if let Some(&moved) = owned.get(reader.owned_at as usize) {

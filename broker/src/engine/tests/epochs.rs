@@ -59,7 +59,7 @@ proptest! {
                     let start = StartAt::Offset { epoch: seen.epoch, offset };
                     let limits = FetchLimits { messages: u64::MAX, bytes: u64::MAX, batches };
                     let mut found = Vec::new();
-                    match bench.engine.fetch(TOPIC, QueueId(0), start, limits, &mut found) {
+                    match bench.engine.fetch(TOPIC, QueueId(0), start, limits, None, &mut found) {
                         Ok(_) => prop_assert_eq!(same, seen.messages.len(), "a place that was cut was taken"),
                         Err(refusal) => {
                             prop_assert!(same < seen.messages.len(), "a good place was refused");

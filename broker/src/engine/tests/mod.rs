@@ -5,6 +5,7 @@ mod checkpoint;
 mod epochs;
 mod group_history;
 mod groups;
+mod indexed;
 mod joining;
 mod offset_entries;
 mod offsets;

@@ -50,7 +50,7 @@ fn check_start(start: StartAt, expected: &[(u64, u64, u32)]) {
     assert_eq!(bench.serve(), expected, "{start:?}");
     let mut fetched = Vec::new();
     let limits = FetchLimits { messages: u64::MAX, bytes: u64::MAX, batches: 100 };
-    let place = bench.engine.fetch(TOPIC, QueueId(0), start, limits, &mut fetched).expect("a place");
+    let place = bench.engine.fetch(TOPIC, QueueId(0), start, limits, None, &mut fetched).expect("a place");
     assert_eq!((place.visible_end.0, place.first.0), (9, 0));
     let fetched: Vec<_> = fetched.iter().map(|at| (at.base_offset.0, at.first_wanted.0, at.records)).collect();
     assert_eq!(fetched, expected, "a fetch reads what a subscription delivers");
@@ -189,7 +189,7 @@ fn check_fetch(messages: u64, bytes: u64, batches: usize, expected: usize) {
     (0..5).for_each(|_| bench.store_bytes(0, 2, 100));
     let mut found = Vec::new();
     let limits = FetchLimits { messages, bytes, batches };
-    bench.engine.fetch(TOPIC, QueueId(0), StartAt::Earliest, limits, &mut found).unwrap();
+    bench.engine.fetch(TOPIC, QueueId(0), StartAt::Earliest, limits, None, &mut found).unwrap();
     assert_eq!(found.len(), expected);
 }
 

@@ -102,6 +102,7 @@ impl Turns {
             }
             Delivery::Revoked { subscription, .. } => Seen::Revoked(self.member_of(subscription)),
             Delivery::Ended { subscription, code, .. } => Seen::Ended(self.member_of(subscription), code),
+            Delivery::LookUp { .. } | Delivery::Ask { .. } => unreachable!("nothing was dropped"),
         }
     }
 
@@ -356,6 +357,19 @@ fn a_reset_ends_the_active_subscription_and_the_next_begins_there() {
     assert_eq!(turns.ack(A, a, 4), Err(Refusal::NotHolder));
     turns.subscribe(A);
     assert_eq!(turns.serve(), batches(A, 1..4, 1), "asked for again, not tried again");
+}
+
+#[test]
+fn a_turn_that_was_over_when_a_reset_came_is_not_ended_by_the_reset() {
+    let (mut turns, a, _) = held_by_a();
+    turns.ack(A, a, 4).unwrap();
+    turns.steps = 0;
+    turns.assign(B);
+    let start = StartAt::Offset { epoch: Epoch::ANY, offset: QueueOffset(1) };
+    let entry = turns.bench.engine.decide_reset(GROUP, TOPIC, QueueId(0), start, turns.bench.now).unwrap();
+    turns.bench.append(&entry.draft, entry.payload.to_vec());
+    let over = [Seen::Ended(A, ErrorCode::NotHolder), Seen::Ended(B, ErrorCode::OffsetReset)];
+    assert_eq!(turns.serve(), over, "nothing of it was left to do");
 }
 
 #[test]

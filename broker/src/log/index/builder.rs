@@ -17,13 +17,14 @@ use peregrine_protocol::limits::{RECORD_HEADER_LEN, SECTION_HEADER_LEN};
 use peregrine_protocol::record::{RecordOutline, SectionNumber, SectionOutline};
 
 use super::format::{BlockSeal, Header, IndexCounts, Tree};
-use super::pace::{self, Pace};
+use super::pace::{self, Pace, Stop};
 use super::row::{BatchRow, KeyRow, Row};
 use super::sorter::{Merge, Sorter};
 use super::writer::{BlockWriter, TreeError, io_error};
 use super::{IndexError, KeyHasher, SealedSegment};
 use crate::limits;
 use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
+use crate::log::fault::Planted;
 use crate::log::files;
 use crate::log::options::LogOptions;
 use crate::log::segment::Identity;
@@ -57,13 +58,15 @@ impl Default for Bounds {
 }
 
 /// Makes the index of a segment whose entries up to its end are all durable, and gives it its name, durably. An index of that
-/// name must not be there any more. Where it ends with an error nothing was changed, and it may be called again.
+/// name must not be there any more. Where it ends with an error nothing was changed, and it may be called again; once it is asked to
+/// `stop` it never ends, and may be dropped.
 pub async fn build_index<D: Disk>(
     disk: &D,
     options: &LogOptions,
     segment: &SealedSegment,
+    stop: Stop,
 ) -> Result<IndexReport, IndexError> {
-    build_bounded(disk, options, segment, Bounds::default()).await
+    build_bounded(disk, options, segment, Bounds::default(), stop).await
 }
 
 pub(super) async fn build_bounded<D: Disk>(
@@ -71,6 +74,7 @@ pub(super) async fn build_bounded<D: Disk>(
     options: &LogOptions,
     segment: &SealedSegment,
     bounds: Bounds,
+    stop: Stop,
 ) -> Result<IndexReport, IndexError> {
     let (temporary, name) = (files::temporary_index_name(segment.name), files::index_name(segment.name));
     let window = open_segment(disk, options, segment).await?;
@@ -79,7 +83,8 @@ pub(super) async fn build_bounded<D: Disk>(
     let named = async {
         let file = disk.create(&temporary, BLOCK as u64).await.map_err(io_error("make", &temporary))?;
         let out = BlockWriter::new(disk.clone(), file, BlockSeal::new(options, segment));
-        let (bytes, counts) = Builder::new(disk.clone(), segment, window, out, bounds).build(options).await?;
+        let (bytes, counts) =
+            Builder::new(Pace::new(disk.clone(), stop), segment, window, out, bounds).build(options).await?;
         disk.rename(&temporary, &name).await.map_err(io_error("name", &name))?;
         Ok((bytes, counts))
     };
@@ -131,15 +136,23 @@ struct Builder<'a, D: Disk> {
     first_time: Option<Nanos>,
     last_time: Nanos,
     counts: IndexCounts,
+    /// A planted fault.
+    forgets: bool,
 }
 
 impl<'a, D: Disk> Builder<'a, D> {
-    fn new(disk: D, segment: &'a SealedSegment, window: Window<D::File>, out: BlockWriter<D>, bounds: Bounds) -> Self {
+    fn new(
+        pace: Pace<D>,
+        segment: &'a SealedSegment,
+        window: Window<D::File>,
+        out: BlockWriter<D>,
+        bounds: Bounds,
+    ) -> Self {
         Self {
             segment,
             window,
             out,
-            pace: Pace::new(disk),
+            pace,
             batches: Sorter::new(bounds.tree_batches, bounds.run),
             keys: Sorter::new(bounds.tree_keys, bounds.run),
             trees: Vec::new(),
@@ -147,11 +160,13 @@ impl<'a, D: Disk> Builder<'a, D> {
             first_time: None,
             last_time: Nanos::ZERO,
             counts: IndexCounts::default(),
+            forgets: false,
         }
     }
 
     /// The bytes of the file, which is durable, and what it counts.
     async fn build(mut self, options: &LogOptions) -> Result<(u64, IndexCounts), IndexError> {
+        self.forgets = options.faults.has(Planted::ForgetIndexRow);
         self.read().await?;
         self.write_batches().await?;
         self.write_keys().await?;
@@ -218,6 +233,9 @@ impl<'a, D: Disk> Builder<'a, D> {
             return Ok(());
         }
         self.counts.batches += 1;
+        if self.forgets && self.counts.batches.is_multiple_of(5) {
+            return Ok(());
+        }
         self.counts.records += u64::from(header.record_count);
         self.pace.spend(row_cost(&self.batches)).await;
         self.batches.push(BatchRow {

@@ -7,6 +7,7 @@
 //! | `row` | batches and keys as they stand in its trees |
 //! | `builder` | [`build_index`]: one pass over the segment; `sorter`, `writer` and `pace` are its parts |
 //! | `reader` | [`SegmentIndex`]: the look-ups |
+//! | `set` | [`LogIndexes`]: all of a log; which are made when, and which is asked |
 //!
 //! Batches and keys stand in trees of blocks, sorted, packed and never changed: leaves of 4 KiB, above them fences down which a
 //! look-up finds its leaf in as many reads as the tree is high, three at the most. What is sorted at once is bounded, so that a
@@ -22,6 +23,7 @@ mod format;
 mod pace;
 mod reader;
 mod row;
+mod set;
 mod sorter;
 #[cfg(test)]
 mod tests;
@@ -30,7 +32,10 @@ mod writer;
 pub use builder::{IndexReport, build_index};
 pub use error::{BadIndex, IndexError};
 pub use format::IndexCounts;
+pub use pace::Stop;
 pub use reader::{IndexedBatch, QueueSpan, SegmentIndex};
+pub use set::{IndexLookUpError, LogIndexes};
+pub(super) use set::{IndexMade, IndexWork};
 
 use peregrine_protocol::ids::{LogPosition, TopicId};
 use xxhash_rust::xxh64::Xxh64;

@@ -1,6 +1,9 @@
 //! Keeps the steps of a long piece of work short. The work counts what it does in nanoseconds as they were measured once, since
 //! there is no clock here; between steps of [`limits::INDEX_STEP`] it rests, which is a real turn of the reactor.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use crate::limits;
 use crate::log::disk::Disk;
 
@@ -20,15 +23,41 @@ pub(super) const BLOCK: u64 = 1_500;
 /// Bytes that are summed or hashed in a nanosecond.
 const BYTES_PER_NANO: u64 = 5;
 
+/// Gives up a long piece of work, where it rests.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Rc<Cell<StopState>>);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum StopState {
+    #[default]
+    No,
+    Asked,
+    Met,
+}
+
+impl Stop {
+    pub fn ask(&self) {
+        if self.0.get() == StopState::No {
+            self.0.set(StopState::Asked);
+        }
+    }
+
+    /// The work rests for good: it may be dropped.
+    pub fn is_met(&self) -> bool {
+        self.0.get() == StopState::Met
+    }
+}
+
 /// The step that is under way.
 pub(super) struct Pace<D: Disk> {
     disk: D,
+    stop: Stop,
     spent: u64,
 }
 
 impl<D: Disk> Pace<D> {
-    pub fn new(disk: D) -> Self {
-        Self { disk, spent: 0 }
+    pub fn new(disk: D, stop: Stop) -> Self {
+        Self { disk, stop, spent: 0 }
     }
 
     /// Before so much is done: rests if it would make the step too long.
@@ -36,6 +65,10 @@ impl<D: Disk> Pace<D> {
         if self.spent > 0 && self.spent + nanos > limits::INDEX_STEP.0 {
             self.disk.pause(limits::INDEX_REST).await;
             self.spent = 0;
+            if self.stop.0.get() != StopState::No {
+                self.stop.0.set(StopState::Met);
+                return std::future::pending().await;
+            }
         }
         self.spent += nanos;
     }

@@ -73,6 +73,11 @@ impl<D: Disk> SegmentIndex<D> {
         self.header.counts
     }
 
+    /// Store time of the segment's first entry, if it has any: no earlier one stands in it.
+    pub fn first_time(&self) -> Option<Nanos> {
+        (self.header.counts.entries > 0).then_some(self.header.first_time)
+    }
+
     /// The batches of a queue from the one that holds `from` on, or from the first behind it where none does: at most `max` of
     /// them, and at most [`limits::INDEX_FOUND_MAX`]. None: the segment holds nothing of the queue from there on.
     pub async fn lookup(

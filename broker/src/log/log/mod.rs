@@ -33,6 +33,7 @@ use crate::log::disk::{BLOCK, Disk, RingHost};
 use crate::log::error::{ReadError, StartError};
 use crate::log::fault::Planted;
 use crate::log::flusher::Flusher;
+use crate::log::index::LogIndexes;
 use crate::log::mark::MarkKeeper;
 use crate::log::options::LogOptions;
 use crate::log::reader::{DiskBytes, LogReader, ReadableSegment};
@@ -72,6 +73,8 @@ pub struct Progress {
     pub poisoned: bool,
     /// A segment became ready, or a spare: a refused append may pass now.
     pub room: bool,
+    /// An index was made, or not: see [`LogIndexes::indexed_to`] and [`LogIndexes::changes`].
+    pub indexed: bool,
 }
 
 /// How far a stop has come.
@@ -110,6 +113,7 @@ pub struct Log<D: Disk, H: RingHost> {
     mark_file: Option<Rc<D::File>>,
     reader: LogReader<D>,
     front: Front,
+    indexes: LogIndexes<D>,
     /// In order of position.
     large: VecDeque<Unpublished>,
     /// A write that a test holds back.
@@ -134,7 +138,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     ) -> Result<(Self, StartReport), StartError> {
         options.check()?;
         let recovered = recovery::recover(&disk, &rings, &options, replay).await?;
-        let Recovered { fresh, ring, mut readable, checkpoints, report } = recovered;
+        let Recovered { fresh, ring, mut readable, sealed, checkpoints, report } = recovered;
         let start = ring.tail();
         readable.push(readable_segment(&fresh));
         let flush = options.fitted_flush();
@@ -150,6 +154,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             mark_file: None,
             reader: LogReader::new(disk.clone(), readable, options.block_cache),
             front: Front::default(),
+            indexes: LogIndexes::new(disk.clone(), options.clone(), sealed),
             segments: VecDeque::from([fresh]),
             large: VecDeque::with_capacity((options.ring_bytes / COPY_STEP as u64) as usize),
             held: None,
@@ -246,6 +251,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     /// A handle for reads from the disk that can outlive a borrow of the log.
     pub fn reader(&self) -> LogReader<D> {
         self.reader.clone()
+    }
+
+    /// A handle for look-ups in the indexes of sealed segments.
+    pub fn indexes(&self) -> LogIndexes<D> {
+        self.indexes.clone()
     }
 
     /// The segment that takes the appends.

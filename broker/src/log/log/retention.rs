@@ -60,6 +60,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         let Some(oldest) = self.oldest_segment() else { unreachable!("the caller looked") };
         assert!(self.may_retire(oldest.end), "what a retired segment said stands in two checkpoints");
         let Some(name) = self.reader.retire_oldest() else { unreachable!("there is one") };
+        self.indexes.retire(name.base);
         self.unlink(name)
     }
 

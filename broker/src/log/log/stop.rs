@@ -18,6 +18,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             self.close = CloseState::Closing;
             self.flusher.drain();
             self.ahead.stop();
+            self.indexes.stop();
         }
     }
 
@@ -78,6 +79,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     }
 
     fn is_quiet_beside_flushes(&self) -> bool {
-        !self.ahead.is_busy() && !self.marks.is_in_flight() && !self.checkpoints.is_under_way() && !self.is_retiring()
+        let Self { ahead, marks, checkpoints, indexes, .. } = self;
+        !ahead.is_busy()
+            && !marks.is_in_flight()
+            && !checkpoints.is_under_way()
+            && !indexes.is_making()
+            && !self.is_retiring()
     }
 }

@@ -10,6 +10,7 @@ use crate::log::disk::{BLOCK, Disk, RingHost};
 use crate::log::fault::Planted;
 use crate::log::files;
 use crate::log::flusher::{Decision, PlannedWrite};
+use crate::log::index::SealedSegment;
 use crate::log::mark::Mark;
 use crate::log::segment::Identity;
 use crate::log::task::{Completion, LogTask, Outcome, Work};
@@ -40,8 +41,8 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         let flush =
             if self.options.faults.flushes_held() { None } else { self.flusher.deadline(self.ring.published()) };
         let background = match self.close {
-            CloseState::Open => [self.marks.due(), self.ahead.deadline()],
-            CloseState::Closing | CloseState::Done => [None, None],
+            CloseState::Open => [self.marks.due(), self.ahead.deadline(), self.indexes.retry_at()],
+            CloseState::Closing | CloseState::Done => [None; 3],
         };
         background.into_iter().chain([flush]).flatten().min()
     }
@@ -73,6 +74,10 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             }
             Outcome::Retired(result) => self.retired(&result),
             Outcome::Marked(result) => self.mark_returned(result, now),
+            Outcome::Indexed(made) => {
+                self.indexes.made(made, now);
+                progress.indexed = true;
+            }
         }
         progress.poisoned = self.is_poisoned() && !was_poisoned;
         progress
@@ -143,7 +148,9 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         self.marks.durable_moved(now);
         self.counters.durable_moves += 1;
         while self.segments.len() > 1 && self.segments.front().is_some_and(|segment| segment.end() <= durable) {
-            self.segments.pop_front();
+            let sealed = self.segments.pop_front();
+            // What was given up lies before this run.
+            self.indexes.extend(sealed.map(|sealed| SealedSegment::new(&sealed.identity, sealed.end(), &[])));
         }
         Some(durable)
     }
@@ -164,7 +171,10 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         if let Some(work) = self.ahead.next_work(&self.disk, now, spare, identity_for) {
             return Some(LogTask(work));
         }
-        if self.marks.due().is_some_and(|due| due <= now) { Some(self.mark_task(false)) } else { None }
+        if self.marks.due().is_some_and(|due| due <= now) {
+            return Some(self.mark_task(false));
+        }
+        self.indexes.next_work(now).map(|work| LogTask(Work::Index(work)))
     }
 
     pub(super) fn mark_task(&mut self, closes: bool) -> LogTask<D> {

@@ -37,9 +37,11 @@ use super::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
 use super::error::StartError;
 use super::fault::{Planted, RecoveryStep};
 use super::files;
+use super::index::SealedSegment;
 use super::options::LogOptions;
 use super::reader::ReadableSegment;
 use super::ring::{PAGE_LEN, PageState, Ring, RingPage, RingUnfit, leftover};
+use super::segment::SegmentName;
 use super::task::OpenSegment;
 
 /// What takes in the log's entries at a start: the engine's `apply`, seen from here.
@@ -109,6 +111,8 @@ pub(super) struct Recovered<D: Disk, M> {
     pub ring: Ring<M>,
     /// The log's earlier segments.
     pub readable: Vec<ReadableSegment<D>>,
+    /// The same as they are indexed.
+    pub sealed: Vec<SealedSegment>,
     /// Good checkpoints, ascending.
     pub checkpoints: Vec<CheckpointName>,
     pub report: StartReport,
@@ -223,8 +227,10 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     };
     let mut readable = readable_segments(&survey, &chain, cut);
     readable.truncate(readable.len() - usize::from(goes_on));
+    let mut sealed = sealed_segments(&survey, &chain, cut, &report);
+    sealed.truncate(readable.len());
     let checkpoints = kept(&survey).map(CheckpointHead::name).collect();
-    Ok(Recovered { fresh: segment, ring, readable, checkpoints, report })
+    Ok(Recovered { fresh: segment, ring, readable, sealed, checkpoints, report })
 }
 
 /// Restores `replay` from the newest good checkpoint. One whose sections are not good joins the bad ones: the one before it
@@ -394,7 +400,9 @@ async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, chain:
     let left_out = chain.left_out.iter().map(|&index| survey.segments[index].name().to_string());
     let older = survey.checkpoints.len().saturating_sub(CHECKPOINTS_KEPT);
     let older = survey.checkpoints[..older].iter().map(|head| head.name().to_string());
-    let names: Vec<_> = survey.mark_files.iter().cloned().chain(left_out).chain(older).collect();
+    let is_segment = |name: &&SegmentName| chain.links.iter().any(|link| survey.segments[link.index].name() == **name);
+    let indexes = survey.indexes.iter().filter(|name| !is_segment(name)).map(|&name| files::index_name(name));
+    let names: Vec<_> = survey.mark_files.iter().cloned().chain(left_out).chain(older).chain(indexes).collect();
     for name in &names {
         disk.remove(name).await.map_err(io_error(options, || format!("unlink {name}")))?;
     }
@@ -423,4 +431,12 @@ fn readable_segments<D: Disk>(survey: &Survey, chain: &Chain, cut: LogPosition) 
         file: None,
     });
     readable.collect()
+}
+
+/// Those of them that hold anything, with what was given up in them.
+fn sealed_segments(survey: &Survey, chain: &Chain, cut: LogPosition, report: &StartReport) -> Vec<SealedSegment> {
+    let accepted = report.accepted.iter().map(|damaged| damaged.extent);
+    let given_up: Vec<_> = report.given_up.iter().copied().chain(accepted).collect();
+    let filled = chain.links.iter().filter(|link| link.base < link.end.min(cut));
+    filled.map(|link| SealedSegment::new(&survey.segments[link.index], link.end.min(cut), &given_up)).collect()
 }

@@ -52,6 +52,8 @@ pub(super) struct Survey {
     /// Good by their first blocks, ascending.
     pub checkpoints: Vec<CheckpointHead>,
     pub bad_checkpoints: Vec<BadCheckpoint>,
+    /// Segments that have an index.
+    pub indexes: Vec<SegmentName>,
     /// Temporary files and spares of earlier processes.
     pub leftovers: Vec<String>,
 }
@@ -67,7 +69,8 @@ impl Survey {
                 FileKind::Mark => survey.read_marks(disk, options, name).await?,
                 FileKind::Checkpoint(checkpoint) => survey.read_checkpoint(disk, options, checkpoint).await,
                 FileKind::Leftover => survey.leftovers.push(name),
-                FileKind::Index(_) | FileKind::Foreign => {}
+                FileKind::Index(segment) => survey.indexes.push(segment),
+                FileKind::Foreign => {}
             }
         }
         survey.set_other_logs_aside();

@@ -4,7 +4,7 @@
 //! is bounded by subscriptions and outstanding requests. Nothing here is a copy of a message, except one block of the log that
 //! was read from disk for a peer that is behind the ring.
 
-use crate::engine::{BatchPlace, FetchLimits, StartAt};
+use crate::engine::{BatchPlace, FetchLimits, IndexEntry, StartAt};
 use crate::limits::FETCH_BYTES;
 use crate::shard::event::Event;
 use crate::shard::state::{NoBytes, Shard};
@@ -30,6 +30,11 @@ pub struct HeldFetch {
     pub correlation: Correlation,
     pub asked: Fetch,
     pub found: Option<Found>,
+    /// What the indexes of sealed segments have of it, below that offset, where they were asked.
+    indexed: Option<(Vec<IndexEntry>, QueueOffset)>,
+    is_damaged: bool,
+    /// Why nothing was found.
+    refused: ErrorCode,
 }
 
 /// What a fetch found.
@@ -43,8 +48,29 @@ pub struct Found {
 }
 
 impl HeldFetch {
+    pub fn new(shard: ShardId, correlation: Correlation, asked: Fetch) -> Self {
+        Self {
+            shard,
+            correlation,
+            asked,
+            found: None,
+            indexed: None,
+            is_damaged: false,
+            refused: ErrorCode::TopicDeleted,
+        }
+    }
+
+    /// What the indexes have of it; `None` where they cannot be asked.
+    pub fn looked_up(&mut self, batches: Option<Vec<IndexEntry>>, below: QueueOffset) {
+        self.is_damaged = batches.is_none();
+        self.indexed = batches.map(|batches| (batches, below));
+    }
+
     /// Adds the batches whose bytes are at hand. It is whole once nothing is missing.
     pub fn fill(&mut self, shard: &Shard, cold: Option<&ColdBlock>) -> Result<(), NoBytes> {
+        if self.is_damaged {
+            return Err(NoBytes::Damaged);
+        }
         if self.found.is_none() {
             self.found = self.look_up(shard);
         }
@@ -59,7 +85,7 @@ impl HeldFetch {
     }
 
     /// The batches; `None` where the queue is gone since the fetch was taken.
-    fn look_up(&self, shard: &Shard) -> Option<Found> {
+    fn look_up(&mut self, shard: &Shard) -> Option<Found> {
         let Fetch { topic, queue, epoch, offset, max_messages, max_bytes } = self.asked;
         let limits = FetchLimits {
             messages: u64::from(max_messages),
@@ -68,8 +94,17 @@ impl HeldFetch {
         };
         let mut batches = Vec::new();
         let core = shard.core.borrow();
-        let place = core.engine.fetch(topic, queue, StartAt::Offset { epoch, offset }, limits, &mut batches).ok()?;
-        Some(Found { end: place.visible_end, batches, next: 0, body: FetchBody::default() })
+        let indexed = self.indexed.as_ref().map(|(batches, below)| (&batches[..], *below));
+        let start = StartAt::Offset { epoch, offset };
+        let end = match core.engine.fetch(topic, queue, start, limits, indexed, &mut batches) {
+            Ok(place) => place.visible_end,
+            Err(refusal) => {
+                // Also of what was dropped since the fetch was taken: it is to come again.
+                self.refused = refusal.code();
+                return None;
+            }
+        };
+        Some(Found { end, batches, next: 0, body: FetchBody::default() })
     }
 
     /// Appends the answer.
@@ -78,7 +113,7 @@ impl HeldFetch {
             Some(found) => {
                 FetchAnswer { end: found.end, batches: found.body.batches() }.encode(self.correlation, out);
             }
-            None => ErrorAnswer::new(ErrorCode::TopicDeleted).encode(self.correlation, out),
+            None => ErrorAnswer::new(self.refused).encode(self.correlation, out),
         }
     }
 }

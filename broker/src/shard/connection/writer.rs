@@ -106,7 +106,7 @@ pub async fn run(executor: Rc<Executor>, connection: Rc<Connection>) {
 }
 
 /// Moves what is held into the outbox while there is room. Returns what must be read from disk first.
-fn assemble(executor: &Executor, connection: &Connection) -> Option<Missing> {
+fn assemble(executor: &Rc<Executor>, connection: &Connection) -> Option<Missing> {
     loop {
         let mut outbox = connection.outbox.borrow_mut();
         if !outbox.has_room_for_delivery() {

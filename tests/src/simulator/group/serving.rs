@@ -162,6 +162,12 @@ impl Simulation {
                     let state = process.shards[0].engine.catalogue_state(about);
                     self.teach(process, shard, &state);
                 }
+                Err(Refusal::LookUp(question)) => {
+                    let Shard { engine, look_ups, .. } = &mut process.shards[shard];
+                    if !look_ups.answer(engine, &question, &self.machine) {
+                        return Err(Refusal::Busy { retry_after: Nanos(0) });
+                    }
+                }
                 other => return other,
             }
         }
@@ -418,6 +424,7 @@ impl Simulation {
         let now: Nanos = self.now();
         match delivery {
             Delivery::Batch { .. } => unreachable!("batches are handed out elsewhere"),
+            Delivery::LookUp { .. } | Delivery::Ask { .. } => unreachable!("nobody's turn is over"),
             Delivery::Revoked { owner, subscription } => {
                 self.machine.note(&("revokes", shard, subscription));
                 self.statistics.revoked += 1;

@@ -95,7 +95,7 @@ fn restore_changed(change: impl FnOnce(&mut Vec<u8>)) -> Result<(), RestoreError
     change(&mut bytes);
     let mut engine = Engine::new(ONE_SHARD);
     engine.restore(&bytes)?;
-    engine.restore_end(LogPosition(0))
+    engine.restore_end()
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn what_is_cut_misplaced_or_of_another_shard_is_refused() {
     let whole = saved(&mut bench());
     for end in 0..whole.len() {
         let mut engine = Engine::new(ONE_SHARD);
-        let restored = engine.restore(&whole[..end]).and_then(|()| engine.restore_end(LogPosition(0)));
+        let restored = engine.restore(&whole[..end]).and_then(|()| engine.restore_end());
         assert!(matches!(restored, Err(RestoreError::Cut | RestoreError::Incomplete)), "{end}: {restored:?}");
     }
     let longer = restore_changed(|bytes| {
@@ -143,7 +143,7 @@ fn no_flipped_byte_makes_it_panic() {
 }
 
 #[test]
-fn index_files_must_reach_as_far_as_the_checkpoint_builds_on_them() {
+fn what_was_dropped_before_a_checkpoint_is_known_to_be_elsewhere_after_it() {
     let mut bench = bench();
     for _ in 0..200 {
         bench.store(0, 1, Synced);
@@ -155,18 +155,12 @@ fn index_files_must_reach_as_far_as_the_checkpoint_builds_on_them() {
     }
     bench.engine.indexed_to = to;
     let (sections, _) = save(&mut bench, 1000, |_| {});
-    let restored = |indexed_to| {
-        let mut engine = put_back(ONE_SHARD, None, &sections);
-        engine.restore_end(indexed_to).map(|()| engine)
-    };
-    assert_eq!(restored(to).expect("they do").digest(), bench.engine.digest());
-    assert_eq!(restored(LogPosition(64)).err(), Some(RestoreError::Index { wanted: to, found: LogPosition(64) }));
-
-    // Files that were made since take over.
-    let further = bench.log[170].0.position;
-    let engine = restored(further).expect("they reach further");
+    let mut engine = put_back(ONE_SHARD, None, &sections);
+    engine.restore_end().expect("all of it is there");
+    assert_eq!(engine.digest(), bench.engine.digest());
     let queue = engine.queues.iter().next().expect("one");
-    assert!(queue.index.iter().next().is_some_and(|entry| entry.position > to));
-    assert!(queue.index.iter().any(|entry| entry.position == further), "whole chunks alone are dropped");
+    let first = queue.index.iter().next().expect("some are held");
+    assert!(first.position <= to && first.offset > QueueOffset(0));
+    assert!(queue.index.is_held(first.offset) && !queue.index.is_held(QueueOffset(first.offset.0 - 1)));
     assert_eq!((queue.start, queue.end), (QueueOffset(7), QueueOffset(203)));
 }

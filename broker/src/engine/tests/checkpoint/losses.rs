@@ -21,7 +21,7 @@ fn check_lost(lost: usize, expected: (u64, [u64; 2])) {
     });
     bench.harden();
     let mut engine = put_back(ONE_SHARD, None, &sections);
-    engine.restore_end(LogPosition(0)).expect("it is whole");
+    engine.restore_end().expect("it is whole");
     assert_eq!(engine.queues.by_key(QueueKey { topic: TOPIC, queue: QueueId(0) }).map(|queue| queue.end.0), Some(6));
     for (number, (header, payload)) in bench.log[1..].iter().enumerate() {
         if number == lost {
@@ -33,7 +33,8 @@ fn check_lost(lost: usize, expected: (u64, [u64; 2])) {
     engine.recovered(bench.end);
     let mut batches = Vec::new();
     let limits = FetchLimits { messages: 100, bytes: 1 << 20, batches: 10 };
-    let place = engine.fetch(TOPIC, QueueId(0), StartAt::Earliest, limits, &mut batches).expect("the queue is there");
+    let place =
+        engine.fetch(TOPIC, QueueId(0), StartAt::Earliest, limits, None, &mut batches).expect("the queue is there");
     let offsets: Vec<u64> = batches.iter().map(|batch| batch.base_offset.0).collect();
     assert_eq!((place.first, offsets.as_slice()), (QueueOffset(expected.0), &expected.1[..]));
     assert_eq!(place.end, QueueOffset(6), "what was lost is not given again");
@@ -65,7 +66,7 @@ fn a_topic_has_the_queues_that_a_checkpoint_knows_though_their_alteration_is_los
         }
     });
     let mut engine = put_back(ONE_SHARD, None, &sections);
-    engine.restore_end(LogPosition(0)).expect("it is whole");
+    engine.restore_end().expect("it is whole");
     assert_eq!(engine.topic_named("t").map(|topic| topic.queues), Some(1), "it was saved before");
     engine.accept_hole(&(engine.applied()..bench.end));
     engine.recovered(bench.end);
@@ -146,8 +147,7 @@ fn a_checkpoint_that_has_seen_ids_which_shard_0_does_not_know_is_refused() {
     copy.recovered(LogPosition(0));
     let (mut save, mut section) = (copy.begin_checkpoint(), Vec::new());
     assert!(copy.save_slice(&mut save, &mut section, usize::MAX));
-    let restored =
-        |catalogue| put_back(options(1), Some(catalogue), std::slice::from_ref(&section)).restore_end(LogPosition(0));
+    let restored = |catalogue| put_back(options(1), Some(catalogue), std::slice::from_ref(&section)).restore_end();
     assert_eq!(restored(home.engine.catalogue_snapshot()), Ok(()));
     let seen = home.engine.highest_id().0;
     assert_eq!(restored(CatalogueSnapshot::default()), Err(RestoreError::HomeGone { seen, known: 0 }));

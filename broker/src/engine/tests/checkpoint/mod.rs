@@ -43,7 +43,7 @@ fn restore(
     log: &[(EntryHeader, Vec<u8>)],
 ) -> Engine {
     let mut engine = put_back(options, catalogue, sections);
-    engine.restore_end(LogPosition(0)).expect("all of it is there");
+    engine.restore_end().expect("all of it is there");
     let begin = engine.applied();
     for (header, payload) in log.iter().filter(|(header, _)| header.position >= begin) {
         engine.apply(header, payload).expect("the log can be read back behind a checkpoint");

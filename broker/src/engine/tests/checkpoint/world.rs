@@ -196,7 +196,7 @@ impl World {
             let sections = saved.last().map_or(&[][..], |saved| &saved.sections);
             let mut engine = put_back(options(shard), catalogue.take(), sections);
             if !sections.is_empty() {
-                engine.restore_end(LogPosition(0)).expect("all of it");
+                engine.restore_end().expect("all of it");
             }
             let begin = engine.applied();
             let left: Vec<_> = bench.log.iter().filter(|(header, _)| header.position >= begin).collect();
@@ -257,6 +257,6 @@ fn check_cut_short(shard: usize, catalogue: Option<CatalogueSnapshot>, sections:
     let kept = sections.len() * 2 / 3;
     let mut engine = put_back(options(shard), catalogue, &sections[..kept]);
     if kept < sections.len() {
-        assert_eq!(engine.restore_end(LogPosition(0)), Err(RestoreError::Incomplete));
+        assert_eq!(engine.restore_end(), Err(RestoreError::Incomplete));
     }
 }

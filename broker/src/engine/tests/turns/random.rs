@@ -255,7 +255,10 @@ impl Model {
     fn handed_out(&mut self, delivery: Delivery, stays_busy: bool) -> Result<(), TestCaseError> {
         let (Delivery::Batch { subscription: id, .. }
         | Delivery::Revoked { subscription: id, .. }
-        | Delivery::Ended { subscription: id, .. }) = delivery;
+        | Delivery::Ended { subscription: id, .. }) = delivery
+        else {
+            unreachable!("nothing was dropped")
+        };
         let at = self.known.iter().position(|known| known.id == id).expect("it lives");
         let known = self.known[at];
         let queue = &mut self.queues[known.queue as usize];
@@ -283,6 +286,7 @@ impl Model {
                     self.turns.bench.engine.delivered(id);
                 }
             }
+            Delivery::LookUp { .. } | Delivery::Ask { .. } => unreachable!("nothing was dropped"),
             Delivery::Revoked { .. } => {
                 prop_assert!(!known.taken && known.next.is_some_and(|next| next > queue.place));
                 self.known[at].revoked = true;

@@ -12,7 +12,7 @@ use peregrine_protocol::ids::Nanos;
 use super::lookups::check;
 use super::segment::{Draft, FIRST_TIME, mixed};
 use crate::log::disk::uring::UringDisk;
-use crate::log::index::{SegmentIndex, build_index};
+use crate::log::index::{SegmentIndex, Stop, build_index};
 use crate::log::options::LogOptions;
 use crate::log::tests::device::on_this_disk;
 
@@ -22,7 +22,7 @@ fn an_index_on_a_real_disk_finds_all() {
         let disk = UringDisk::new(path);
         let draft = mixed();
         draft.write(&disk).await;
-        build_index(&disk, &draft.options, &draft.sealed()).await.unwrap();
+        build_index(&disk, &draft.options, &draft.sealed(), Stop::default()).await.unwrap();
         let index = SegmentIndex::open(&disk, &draft.options, &draft.sealed()).await.unwrap();
         check(&index, &draft).await;
     });
@@ -79,7 +79,7 @@ fn steps_of_making_the_index_of_64_mib() {
             draft.write(&disk).await;
             let since = Instant::now();
             let (options, sealed) = (draft.options.clone(), draft.sealed());
-            let work = pin!(build_index(&disk, &options, &sealed));
+            let work = pin!(build_index(&disk, &options, &sealed, Stop::default()));
             let empty = Histogram::new(3).unwrap();
             let polls = Polls { elapsed: empty.clone(), ran: empty };
             let (report, polls) = Timed { work, polls }.await;

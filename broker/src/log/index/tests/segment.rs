@@ -17,7 +17,7 @@ use crate::log::damage::Extent;
 use crate::log::disk::simulated::{Conditions, Machine, SimulatedDisk};
 use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 use crate::log::index::builder::{Bounds, build_bounded};
-use crate::log::index::{IndexError, IndexReport, IndexedBatch, SealedSegment, SegmentIndex};
+use crate::log::index::{IndexError, IndexReport, IndexedBatch, SealedSegment, SegmentIndex, Stop};
 use crate::log::options::{BootId, Directory, LogOptions, RunId};
 use crate::log::segment::Identity;
 
@@ -210,7 +210,7 @@ impl Bench {
     }
 
     pub fn build(&self, bounds: Bounds) -> Result<IndexReport, IndexError> {
-        self.machine.block_on(build_bounded(&self.disk, &self.options, &self.segment, bounds))
+        self.machine.block_on(build_bounded(&self.disk, &self.options, &self.segment, bounds, Stop::default()))
     }
 
     pub fn open(&self) -> Result<SegmentIndex<SimulatedDisk>, IndexError> {

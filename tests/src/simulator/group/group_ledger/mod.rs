@@ -113,6 +113,11 @@ impl GroupLedger {
                     gone.push(*share);
                     continue;
                 }
+                // It has no place, and where it would begin has to be looked up.
+                Err(Refusal::LookUp(_)) => {
+                    promise!(book.moves.is_empty(), "{share:?} came back without the place that its log says");
+                    continue;
+                }
                 Err(refusal) => return Err(Violation(format!("{share:?} came back as: {refusal}"))),
             };
             let said = book.moves.last().map(|last| (last.epoch, last.offset));
