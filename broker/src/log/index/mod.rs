@@ -33,7 +33,7 @@ pub use builder::{IndexReport, build_index};
 pub use error::{BadIndex, IndexError};
 pub use format::IndexCounts;
 pub use pace::Stop;
-pub use reader::{IndexedBatch, QueueSpan, SegmentIndex};
+pub use reader::{IndexedBatch, QueueEnd, QueueSpan, SegmentIndex};
 pub use set::{IndexLookUpError, LogIndexes};
 pub(super) use set::{IndexMade, IndexWork};
 

@@ -1,6 +1,7 @@
 //! Look-ups in the index of a segment: a few direct reads of 4 KiB each, every block checked before it is believed. Nothing is kept
 //! between look-ups but the file and its list of trees, some kilobytes for the largest segment.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -52,6 +53,14 @@ impl IndexedBatch {
 pub struct QueueSpan {
     pub first: IndexedBatch,
     pub last: IndexedBatch,
+}
+
+/// Where what a segment holds of a queue ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueEnd {
+    pub topic: TopicId,
+    pub queue: QueueId,
+    pub end: QueueOffset,
 }
 
 impl<D: Disk> SegmentIndex<D> {
@@ -188,6 +197,34 @@ impl<D: Disk> SegmentIndex<D> {
             }
         }
         Ok(Some(QueueSpan { first, last: first }))
+    }
+
+    /// The queues behind `after`, in ascending order and at most `max` of them, each with the end of its last batch: what a queue
+    /// loses with this segment.
+    pub async fn queue_ends(&self, after: Option<(TopicId, QueueId)>, max: usize) -> Result<Vec<QueueEnd>, IndexError> {
+        let after = after.map(|(topic, queue)| (topic.0, queue.0));
+        let is_met = |row: &BatchRow| after.is_some_and(|after| row.queue() <= after);
+        // Each tree has all queues of its part of the segment: the first so many of any are the first so many of all.
+        let mut ends: BTreeMap<(u64, u32), u64> = BTreeMap::new();
+        for tree in &self.batches {
+            let mut cursor = self.seek(tree, is_met).await?;
+            while let Some(row) = cursor.next().await? {
+                if is_met(&row) {
+                    continue;
+                }
+                if ends.len() == max && ends.last_key_value().is_some_and(|(last, _)| row.queue() > *last) {
+                    break;
+                }
+                let end = ends.entry(row.queue()).or_default();
+                *end = row.end().max(*end);
+                if ends.len() > max {
+                    ends.pop_last();
+                }
+            }
+        }
+        let end_of =
+            |((topic, queue), end)| QueueEnd { topic: TopicId(topic), queue: QueueId(queue), end: QueueOffset(end) };
+        Ok(ends.into_iter().map(end_of).collect())
     }
 
     /// Levels of the trees of batches and of those of keys.

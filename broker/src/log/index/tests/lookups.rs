@@ -1,5 +1,7 @@
 //! What an index finds is what a plain list of the segment's entries finds.
 
+use std::collections::BTreeMap;
+
 use peregrine_protocol::entry::{Codec, EntryKind};
 use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, QueueOffset, TopicId};
 use proptest::prelude::*;
@@ -74,6 +76,9 @@ pub async fn check<D: Disk>(index: &SegmentIndex<D>, draft: &Draft) {
             check_queue(index, draft, topic, queue).await;
         }
     }
+    for max in [1, 2, 5, usize::MAX] {
+        check_ends(index, draft, max).await;
+    }
     for (topic, key, _) in &draft.keys {
         let expected: Vec<_> = draft.keys.iter().filter(|(t, k, _)| (t, k) == (topic, key)).map(|k| k.2).collect();
         let hash = KeyHash::of(*topic, key);
@@ -88,6 +93,23 @@ pub async fn check<D: Disk>(index: &SegmentIndex<D>, draft: &Draft) {
     let absent = KeyHash::of(TopicId(9), b"absent");
     assert_eq!(index.lookup_key(absent, LogPosition(0), usize::MAX).await.unwrap(), []);
     check_entries(index, draft).await;
+}
+
+/// Page by page.
+async fn check_ends<D: Disk>(index: &SegmentIndex<D>, draft: &Draft, max: usize) {
+    let mut expected = BTreeMap::new();
+    for (topic, queue, batch) in &draft.batches {
+        expected.insert((*topic, *queue), batch.end());
+    }
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = index.queue_ends(after, max).await.unwrap();
+        assert!(page.len() <= max);
+        let Some(last) = page.last() else { break };
+        after = Some((last.topic, last.queue));
+        found.extend(page.iter().map(|end| ((end.topic, end.queue), end.end)));
+    }
+    assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "in pages of {max}");
 }
 
 async fn check_queue<D: Disk>(index: &SegmentIndex<D>, draft: &Draft, topic: TopicId, queue: QueueId) {
