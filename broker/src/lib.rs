@@ -4,5 +4,6 @@ pub mod control;
 pub mod engine;
 pub mod limits;
 pub mod log;
+pub mod retaining;
 pub mod shard;
 pub mod varint;

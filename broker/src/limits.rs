@@ -195,6 +195,11 @@ pub const LOOK_UP_BATCHES: usize = 128;
 /// Those that were looked up for readers and not handed out yet, of one shard: 40 MiB. Beyond that a reader is given one at a time.
 pub const LOOKED_UP_BATCHES_MAX: usize = 1 << 20;
 
+/// How often a shard looks whether messages are to be given up.
+pub const RETENTION_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// After a segment could not be given up, when to try again.
+pub const RETENTION_RETRY: Nanos = Nanos::from_secs(1);
+
 // --- Engine: producers ----------------------------------------------------------------------------------------------------
 
 /// Batches remembered of a producer in a queue: those that may be in flight, so that each can be sent again.

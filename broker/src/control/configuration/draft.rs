@@ -16,6 +16,7 @@ use peregrine_protocol::limits::{
 
 use super::quantity::show_size;
 use crate::control::logging::LogSettings;
+use crate::retaining::RetentionBounds;
 use crate::control::settings::{CheckpointTimes, Flush, GroupTimes, Idle, Settings, TestFault, WithoutTmpfs};
 
 /// What the sources said; `None` where the default depends on other values.
@@ -35,6 +36,7 @@ pub struct Draft {
     pub frame_max: Option<u32>,
     pub flush: Flush,
     pub checkpoint: CheckpointTimes,
+    pub retention: RetentionBounds,
     pub groups: GroupTimes,
     pub log: LogSettings,
     pub accept_loss: bool,
@@ -59,6 +61,7 @@ impl Draft {
             message_max: None,
             frame_max: None,
             flush: Flush { depth: 0, age: Nanos::ZERO, max_bytes: 0, memory_wait: Nanos::ZERO, memory_bytes: 0 },
+            retention: RetentionBounds::default(),
             checkpoint: CheckpointTimes { bytes: 0, age: Nanos::ZERO },
             groups: GroupTimes { silence: Nanos::ZERO, grace: Nanos::ZERO, drain: Nanos::ZERO },
             log: LogSettings::default(),
@@ -91,6 +94,7 @@ impl Draft {
             largest_entry: sizes.largest_entry,
             flush: self.flush,
             checkpoint: self.checkpoint,
+            retention: self.retention,
             groups: self.groups,
             accept_loss: self.accept_loss,
             discard_rings: self.discard_rings,

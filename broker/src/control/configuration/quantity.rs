@@ -16,7 +16,7 @@ pub fn size(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| format!("\"{text}\" is no size; write for example 4096, 64KiB or 4MiB"))
 }
 
-/// A length of time: a whole number with `ns`, `us`, `ms` or `s` behind it; 0 needs no unit.
+/// A length of time: a whole number with `ns`, `us`, `ms`, `s`, `min`, `h` or `d` behind it; 0 needs no unit.
 pub fn time(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);
     let nanos: u64 = match unit {
@@ -25,6 +25,9 @@ pub fn time(text: &str) -> Result<Duration, String> {
         "us" | "µs" => 1_000,
         "ms" => 1_000_000,
         "s" => 1_000_000_000,
+        "min" => 60 * 1_000_000_000,
+        "h" => 3600 * 1_000_000_000,
+        "d" => 24 * 3600 * 1_000_000_000,
         _ => return Err(format!("\"{text}\" is no time; write for example 50us, 1ms or 2s")),
     };
     let nanos = number.parse::<u64>().ok().and_then(|number| number.checked_mul(nanos));

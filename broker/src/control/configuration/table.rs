@@ -7,7 +7,7 @@ use super::draft::Draft;
 use super::quantity::{size, time};
 use crate::control::settings::{Idle, TestFault, WithoutTmpfs};
 use crate::limits::{CHECKPOINT_AGE_MAX, CHECKPOINT_LOOK_EVERY, GROUP_SILENCE_MIN, GROUP_TIME_MAX};
-use peregrine_protocol::ids::{Epoch, ShardId};
+use peregrine_protocol::ids::{Epoch, Nanos, ShardId};
 use peregrine_protocol::limits::{BLOCK, FRAME_MAX_CEILING, RING_MAX, RING_MIN, SHARDS_MAX};
 
 /// One setting.
@@ -267,6 +267,30 @@ pub const TABLE: &[Row] = &[
             draft.checkpoint.age = age.into();
             let is_within = (CHECKPOINT_LOOK_EVERY..=CHECKPOINT_AGE_MAX).contains(&age);
             if is_within { Ok(()) } else { Err("from 100ms to 24h".to_owned()) }
+        },
+        ..ROW
+    },
+    Row {
+        key: "retention_age",
+        value: Some("TIME|none"),
+        default: Some("none"),
+        help: "Messages this old may be given up, as in `3d`; a whole segment at a time, when the one behind it is as old.",
+        reason: "What was acknowledged is not given up unasked.",
+        take: |draft, text| {
+            draft.retention.age = if text == "none" { None } else { Some(time(text)?.into()) };
+            if draft.retention.age == Some(Nanos::ZERO) { Err("longer than 0".to_owned()) } else { Ok(()) }
+        },
+        ..ROW
+    },
+    Row {
+        key: "retention_size",
+        value: Some("SIZE|none"),
+        default: Some("none"),
+        help: "Where the segments of a shard take more, the oldest are given up; at least 16MiB.",
+        reason: "What was acknowledged is not given up unasked.",
+        take: |draft, text| {
+            draft.retention.bytes = if text == "none" { None } else { Some(within(size(text)?, 16 << 20, u64::MAX)?) };
+            Ok(())
         },
         ..ROW
     },

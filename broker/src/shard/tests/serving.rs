@@ -54,6 +54,7 @@ pub fn settings(data: &Path, rings: &Path, shards: u16) -> Settings {
             memory_wait: Nanos::from_millis(1),
             memory_bytes: 256 << 10,
         },
+        retention: RetentionBounds::default(),
         checkpoint: CheckpointTimes { bytes: 256 << 20, age: Nanos::from_secs(30) },
         groups: GroupTimes { silence: Nanos::from_secs(10), grace: Nanos::from_secs(10), drain: Nanos::from_secs(5) },
         accept_loss: false,

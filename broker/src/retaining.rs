@@ -1,0 +1,173 @@
+//! Keeps a shard's log within its bounds of age and bytes: the oldest segment's messages are given up, and then the segment. A
+//! state machine between engine, indexes and log, run by the shard's background task and by the simulator alike.
+//!
+//! ```text
+//!   Idle ─oldest segment is due─► reading ⇄ its queues, a page at a time: entries that move their starts
+//!     ▲                              │ last page
+//!     └── retired ◄── retiring ◄── Waiting until the entries are durable and two checkpoints cover the segment
+//! ```
+//!
+//! First nobody may rely on a message any more, durably; then its bytes go. A crash at any point leaves starts that have moved and
+//! a segment that goes when the next run comes to it.
+
+use std::pin::Pin;
+
+use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, TopicId};
+
+use crate::engine::{Engine, QueueKey, QueueStart, StartsEntry};
+use crate::limits::{QUEUE_STARTS_ROWS, RETENTION_RETRY};
+use crate::log::disk::{Disk, RingHost};
+use crate::log::index::{IndexLookUpError, QueueEnd};
+use crate::log::{AppendRefused, CloseState, Completion, Log, LogTask, OldestSegment};
+
+/// How much of a shard's log is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetentionBounds {
+    /// Segments whose messages are all older may go.
+    pub age: Option<Nanos>,
+    /// Where segment files take more, the oldest may go.
+    pub bytes: Option<u64>,
+}
+
+/// Gives up one segment after the other.
+pub struct Retaining {
+    bounds: RetentionBounds,
+    stage: Stage,
+    not_before: Nanos,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Idle,
+    /// The queues of the segment behind `after` keep what they have there.
+    Reading {
+        segment: OldestSegment,
+        after: Option<(TopicId, QueueId)>,
+    },
+    /// A task is under way.
+    Busy,
+    /// No queue keeps anything in the segment; `entries` is where the entries that say so end.
+    Waiting {
+        segment: OldestSegment,
+        entries: LogPosition,
+    },
+}
+
+/// What is to be done on the disk. Run it, and hand its outcome to [`Retaining::complete`].
+pub type RetentionTask<D> = Pin<Box<dyn Future<Output = RetentionOutcome<D>>>>;
+
+/// What a task came to.
+pub struct RetentionOutcome<D: Disk>(Done<D>);
+
+enum Done<D: Disk> {
+    Page {
+        segment: OldestSegment,
+        after: Option<(TopicId, QueueId)>,
+        ends: Result<Vec<QueueEnd>, IndexLookUpError>,
+    },
+    Retired(Completion<D>),
+}
+
+impl Retaining {
+    pub fn new(bounds: RetentionBounds) -> Self {
+        Self { bounds, stage: Stage::Idle, not_before: Nanos::ZERO }
+    }
+
+    /// What is to be done now; nothing while a task is under way. `now` is the shard's monotonic clock, `wall` that of store times.
+    pub fn next_task<D: Disk, H: RingHost>(
+        &mut self,
+        log: &mut Log<D, H>,
+        now: Nanos,
+        wall: Nanos,
+    ) -> Option<RetentionTask<D>> {
+        if matches!(self.stage, Stage::Busy) || now < self.not_before {
+            return None;
+        }
+        if log.is_poisoned() || log.close_state() != CloseState::Open {
+            self.stage = Stage::Idle;
+            return None;
+        }
+        if let Some(again) = log.retire_again() {
+            return Some(self.retire(again));
+        }
+        if let Stage::Idle = self.stage
+            && let Some(segment) = log.oldest_segment().filter(|segment| self.is_due(segment, log, wall))
+        {
+            self.stage = Stage::Reading { segment, after: None };
+        }
+        match self.stage {
+            Stage::Reading { segment, after } => {
+                self.stage = Stage::Busy;
+                let indexes = log.indexes();
+                Some(Box::pin(async move {
+                    let ends = indexes.queue_ends(segment.base, after, QUEUE_STARTS_ROWS).await;
+                    RetentionOutcome(Done::Page { segment, after, ends })
+                }))
+            }
+            Stage::Waiting { segment, entries } if log.durable() >= entries && log.may_retire(segment.end) => {
+                let task = log.retire_oldest();
+                Some(self.retire(task))
+            }
+            Stage::Idle | Stage::Busy | Stage::Waiting { .. } => None,
+        }
+    }
+
+    fn retire<D: Disk>(&mut self, task: LogTask<D>) -> RetentionTask<D> {
+        self.stage = Stage::Busy;
+        Box::pin(async move { RetentionOutcome(Done::Retired(task.run().await)) })
+    }
+
+    fn is_due<D: Disk, H: RingHost>(&self, segment: &OldestSegment, log: &Log<D, H>, wall: Nanos) -> bool {
+        let is_beyond = self.bounds.bytes.is_some_and(|bytes| log.disk_bytes() > bytes);
+        // What follows it was stored later than all that it holds.
+        let stored_by = || log.indexes().first_time_behind(segment.end);
+        is_beyond || self.bounds.age.is_some_and(|age| stored_by().is_some_and(|time| time + age.0 <= wall))
+    }
+
+    /// Takes in what a task came to. `append` appends an entry and applies it, in one turn.
+    pub fn complete<D: Disk, H: RingHost>(
+        &mut self,
+        outcome: RetentionOutcome<D>,
+        engine: &mut Engine,
+        log: &mut Log<D, H>,
+        (now, wall): (Nanos, Nanos),
+        append: impl FnOnce(&mut Engine, &mut Log<D, H>, &StartsEntry) -> Result<(), AppendRefused>,
+    ) {
+        match outcome.0 {
+            Done::Page { segment, after, ends: Ok(ends) } => {
+                self.stage = match ends.last() {
+                    None => Stage::Waiting { segment, entries: log.tail() },
+                    Some(last) => match starts(&ends, engine, wall).map_or(Ok(()), |entry| append(engine, log, &entry)) {
+                        Ok(()) => Stage::Reading { segment, after: Some((last.topic, last.queue)) },
+                        Err(_) => {
+                            self.not_before = now + RETENTION_RETRY.0;
+                            Stage::Reading { segment, after }
+                        }
+                    },
+                };
+            }
+            // Its index is being made, or cannot be: a damaged segment is for `check` and `--accept-loss`.
+            Done::Page { ends: Err(_), .. } => {
+                self.not_before = now + RETENTION_RETRY.0;
+                self.stage = Stage::Idle;
+            }
+            Done::Retired(completion) => {
+                let failures = log.counters().retire_failures;
+                log.complete(completion, now);
+                if log.counters().retire_failures > failures {
+                    self.not_before = now + RETENTION_RETRY.0;
+                }
+                self.stage = Stage::Idle;
+            }
+        }
+    }
+}
+
+/// From now on these queues keep what lies behind the segment.
+fn starts(ends: &[QueueEnd], engine: &Engine, wall: Nanos) -> Option<StartsEntry> {
+    let start_of = |end: &QueueEnd| {
+        let QueueEnd { topic, queue, end } = *end;
+        QueueStart { queue: QueueKey { topic, queue }, start: end }
+    };
+    engine.decide_starts(&ends.iter().map(start_of).collect::<Vec<_>>(), wall)
+}
