@@ -60,11 +60,7 @@ pub type RetentionTask<D> = Pin<Box<dyn Future<Output = RetentionOutcome<D>>>>;
 pub struct RetentionOutcome<D: Disk>(Done<D>);
 
 enum Done<D: Disk> {
-    Page {
-        segment: OldestSegment,
-        after: Option<(TopicId, QueueId)>,
-        ends: Result<Vec<QueueEnd>, IndexLookUpError>,
-    },
+    Page { segment: OldestSegment, after: Option<(TopicId, QueueId)>, ends: Result<Vec<QueueEnd>, IndexLookUpError> },
     Retired(Completion<D>),
 }
 
@@ -105,6 +101,7 @@ impl Retaining {
                 }))
             }
             Stage::Waiting { segment, entries } if log.durable() >= entries && log.may_retire(segment.end) => {
+                assert!(log.oldest_segment() == Some(segment), "nobody else retires segments");
                 let task = log.retire_oldest();
                 Some(self.retire(task))
             }
@@ -137,13 +134,14 @@ impl Retaining {
             Done::Page { segment, after, ends: Ok(ends) } => {
                 self.stage = match ends.last() {
                     None => Stage::Waiting { segment, entries: log.tail() },
-                    Some(last) => match starts(&ends, engine, wall).map_or(Ok(()), |entry| append(engine, log, &entry)) {
-                        Ok(()) => Stage::Reading { segment, after: Some((last.topic, last.queue)) },
-                        Err(_) => {
+                    Some(last) => {
+                        let moved = starts(&ends, engine, wall).map_or(Ok(()), |entry| append(engine, log, &entry));
+                        if moved.is_err() {
                             self.not_before = now + RETENTION_RETRY.0;
-                            Stage::Reading { segment, after }
                         }
-                    },
+                        let after = if moved.is_ok() { Some((last.topic, last.queue)) } else { after };
+                        Stage::Reading { segment, after }
+                    }
                 };
             }
             // Its index is being made, or cannot be: a damaged segment is for `check` and `--accept-loss`.

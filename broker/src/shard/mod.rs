@@ -3,7 +3,7 @@
 //! - `run`, `startup`, `stop`: a broker's shards from start to stop; `runtime`, `executor`: what they run on
 //! - `listener`, `greeting`, `connection`, `peers`, `sweeper`: clients
 //! - `router`, `requests`, `produce`, `large`, `listings`, `catalogue`, `group`: what they ask for
-//! - `state`, `open_log`, `flusher`, `checkpoints`: a shard; `stages`, `reports`: its figures
+//! - `state`, `open_log`, `flusher`, `checkpoints`, `retention`: a shard; `stages`, `reports`: its figures
 //! - `mesh`, `mesh_messages`, `credit`, `gate`, `forwarding`, `inbox`, `proxy`, `tickets`: between executors
 //! - `event`, `crowd`: what tasks wait for
 
@@ -35,6 +35,7 @@ pub mod produce;
 pub mod proxy;
 pub mod reports;
 pub mod requests;
+pub mod retention;
 pub mod router;
 pub mod run;
 pub mod runtime;

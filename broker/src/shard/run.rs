@@ -24,7 +24,7 @@ use crate::shard::startup::Startup;
 use crate::shard::state::Shard;
 use crate::shard::stop;
 use crate::shard::watchdog::Watchdog;
-use crate::shard::{checkpoints, flusher, forwarding, listener, mesh, sweeper};
+use crate::shard::{checkpoints, flusher, forwarding, listener, mesh, retention, sweeper};
 use glommio::{Latency, Shares};
 use peregrine_protocol::entry::EntryHeader;
 use peregrine_protocol::ids::ShardId;
@@ -200,7 +200,8 @@ async fn serve(task: Task) {
     for shard in executor.local_shards() {
         glommio::spawn_local(flusher::run(executor.clone(), shard.clone())).detach();
         glommio::spawn_local(members::run(executor.clone(), shard.clone())).detach();
-        executor.spawn_background(checkpoints::run(shard));
+        executor.spawn_background(checkpoints::run(shard.clone()));
+        executor.spawn_background(retention::run(shard, task.settings.retention));
     }
     match task.listener {
         Some(listener) => listener::accept(listener, &stopping, |stream| executor.serve(stream)).await,

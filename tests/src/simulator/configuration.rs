@@ -4,6 +4,7 @@ use peregrine_broker::engine::MemoryLevel;
 use peregrine_broker::log::disk::simulated::{Conditions, Machine, Random};
 use peregrine_broker::log::fault::{Faults, Planted};
 use peregrine_broker::log::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, RunId, Smallest};
+use peregrine_broker::retaining::RetentionBounds;
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
 use peregrine_protocol::ids::{Nanos, ShardId};
 
@@ -18,6 +19,7 @@ pub struct Configuration {
     segment_bytes: u64,
     flush: FlushOptions,
     checkpoint: CheckpointOptions,
+    pub retention: RetentionBounds,
     /// Bytes of the engine that are saved between two actions.
     pub checkpoint_slice: usize,
     /// While lives last; the last start of a seed is undisturbed.
@@ -64,6 +66,11 @@ impl Configuration {
                 bytes: *random.pick(&[8 << 10, 64 << 10, 1 << 20]),
                 age: Nanos::from_micros(*random.pick(&[100, 3_000, 1_000_000])),
             },
+            retention: match random.below(4) {
+                0 => RetentionBounds { age: None, bytes: Some(*random.pick(&[300 << 10, 1 << 20])) },
+                1 => RetentionBounds { age: Some(Nanos::from_millis(random.between(1, 3_000))), bytes: None },
+                _ => RetentionBounds::default(),
+            },
             checkpoint_slice: *random.pick(&[128, 1 << 10, 32 << 10]),
             conditions,
             lives: random.between(2, 8),
@@ -73,6 +80,11 @@ impl Configuration {
             incidents_one_in: *random.pick(&[0, 0, 2, 3]),
             planted,
         }
+    }
+
+    /// Whether messages are given up.
+    pub fn gives_up(&self) -> bool {
+        self.retention != RetentionBounds::default()
     }
 
     /// Another place for the rings; `None` is anonymous memory.

@@ -7,13 +7,14 @@
 use std::rc::Rc;
 
 use peregrine_broker::checkpointing::{CheckpointOutcome, Checkpointing};
-use peregrine_broker::engine::{Acknowledgements, Engine, EngineOptions, ReaderOwner, StoredBatch};
+use peregrine_broker::engine::{Acknowledgements, Engine, EngineOptions, ReaderOwner, StartsEntry, StoredBatch};
 use peregrine_broker::log::damage::Extent;
 use peregrine_broker::log::disk::simulated::{Machine, Random, SimulatedDisk, SimulatedRings, Tasks};
 use peregrine_broker::log::{
     AppendRefused, CloseState, Completion, DiskBytes, LargeAppend, Log, LogOptions, ReadError, Replay, RingFate,
     StartError, StartReport,
 };
+use peregrine_broker::retaining::{Retaining, RetentionBounds, RetentionOutcome};
 use peregrine_protocol::entry::{Entry, EntryDraft, EntryHeader, EntrySeal};
 use peregrine_protocol::ids::{LogPosition, Nanos, SubscriptionId};
 use peregrine_protocol::limits::ENTRY_HEADER_LEN;
@@ -53,9 +54,12 @@ pub struct Shard {
     checkpointing: Checkpointing<SimulatedDisk>,
     checkpoint_tasks: Tasks<CheckpointOutcome<SimulatedDisk>>,
     checkpoints: u64,
+    retaining: Retaining,
+    retention_tasks: Tasks<RetentionOutcome<SimulatedDisk>>,
     large: Vec<(LargeAppend, Rc<[u8]>)>,
     seal: EntrySeal,
     rolls: u64,
+    retired: u64,
 }
 
 /// What a start hands over, entry by entry.
@@ -125,7 +129,7 @@ impl Shard {
         machine: &Machine,
         options: LogOptions,
         engine_options: EngineOptions,
-        checkpoint_slice: usize,
+        (checkpoint_slice, retention): (usize, RetentionBounds),
         prepare: impl Fn(&mut Engine),
     ) -> Result<(Self, Found), StartError> {
         let mut engine = Engine::new(engine_options);
@@ -148,9 +152,12 @@ impl Shard {
             checkpointing: Checkpointing::new(checkpoint_slice),
             checkpoint_tasks: Tasks::default(),
             checkpoints: 0,
+            retaining: Retaining::new(retention),
+            retention_tasks: Tasks::default(),
             large: Vec::new(),
             seal,
             rolls: 0,
+            retired: 0,
         };
         Ok((shard, Found { entries: found, report }))
     }
@@ -263,6 +270,40 @@ impl Shard {
         self.rolls - before
     }
 
+    /// Keeps the log within its bounds: takes the segment that is given up a step further.
+    pub fn retain(
+        &mut self,
+        random: &mut Random,
+        ledger: &mut Ledger,
+        (now, wall): (Nanos, Nanos),
+    ) -> Result<(), Violation> {
+        if let Some(outcome) = self.retention_tasks.poll(random) {
+            let mut noted = Ok(());
+            let append = |engine: &mut Engine, log: &mut Log<_, _>, entry: &StartsEntry| {
+                ledger.attempts(entry.draft);
+                let appended = log.append(&entry.draft, &entry.payload, now).inspect_err(|_| ledger.refused())?;
+                let header = entry.draft.at(appended.position, log.epoch());
+                noted = ledger.appended(header);
+                if let Err(error) = engine.apply(&header, &entry.payload) {
+                    noted = Err(Violation(format!("starts that were decided do not apply: {error}")));
+                }
+                Ok(())
+            };
+            self.retaining.complete(outcome, &mut self.engine, &mut self.log, (now, wall), append);
+            noted?;
+        }
+        if let Some(task) = self.retaining.next_task(&mut self.log, now, wall) {
+            self.retention_tasks.spawn(task);
+        }
+        Ok(())
+    }
+
+    /// Segments retired since the last call.
+    pub fn take_retired(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.retired, self.log.counters().retired);
+        self.retired - before
+    }
+
     /// Checkpoints taken since the last call.
     pub fn take_checkpoints(&mut self) -> u64 {
         std::mem::take(&mut self.checkpoints)
@@ -285,7 +326,9 @@ impl Shard {
     pub fn close(mut self, machine: &Machine, random: &mut Random, ledger: &mut Ledger) -> Result<bool, Violation> {
         self.log.begin_close();
         loop {
-            self.turn(random, ledger, Nanos(machine.now()))?;
+            let now = Nanos(machine.now());
+            self.retain(random, ledger, (now, Nanos::ZERO))?;
+            self.turn(random, ledger, now)?;
             if self.large.is_empty() && self.log.close_state() == CloseState::Done {
                 break;
             }

@@ -68,6 +68,12 @@ impl Reader {
                 self.ended = true;
                 return Ok(());
             }
+            Refusal::OffsetTooOld { first } => {
+                let next = self.next.map_or(QueueOffset(0), |(_, next)| next);
+                promise!(next < *first, "a reader at offset {next} was told that {first} is the first that is kept");
+                self.next = Some((Epoch::ANY, *first));
+                return Ok(());
+            }
             // It comes again.
             Refusal::UnknownQueue | Refusal::Busy { .. } => return Ok(()),
             other => return Err(Violation(format!("a reader was refused: {other}"))),

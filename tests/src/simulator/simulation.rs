@@ -82,7 +82,11 @@ impl Simulation {
     pub fn new(seed: u64, planted: Option<Fault>, verbose: bool) -> Self {
         let mut random = Random::new(seed);
         let configuration = Configuration::random(&mut random, planted.and_then(Fault::in_log));
-        let settings = GroupSettings::random(&mut random.fork());
+        let mut settings = GroupSettings::random(&mut random.fork());
+        if configuration.gives_up() {
+            // Groups are judged by what they must all have been handed.
+            settings.one_in = 0;
+        }
         let shards = usize::from(configuration.shards);
         let machine = Machine::new(random.next_u64(), shards, configuration.conditions);
         machine.set_verbose(verbose);
@@ -255,11 +259,17 @@ impl Simulation {
             let memory_level = Configuration::memory_level(self.rings);
             let engine = EngineOptions { shard: ShardId(shard), shards, memory_level, group_drain: GROUP_DRAIN };
             let snapshot = process.shards.first().map(|home| home.engine.catalogue_snapshot());
-            let started = Shard::start(&self.machine, options, engine, self.configuration.checkpoint_slice, |engine| {
-                if let Some(snapshot) = &snapshot {
-                    engine.install_catalogue(snapshot.clone());
-                }
-            });
+            let started = Shard::start(
+                &self.machine,
+                options,
+                engine,
+                (self.configuration.checkpoint_slice, self.configuration.retention),
+                |engine| {
+                    if let Some(snapshot) = &snapshot {
+                        engine.install_catalogue(snapshot.clone());
+                    }
+                },
+            );
             let (started, found) = match started {
                 Ok(started) => started,
                 Err(StartError::Io { .. }) if self.devices_fail() => {

@@ -41,6 +41,8 @@ statistics! {
     rolls: "segments rolled",
     checkpoints: "checkpoints",
     restored: "starts from a checkpoint",
+    retired: "segments retired",
+    too_old: "readers told that their messages are kept no more",
     appended: "entries appended",
     acknowledged: "acknowledged",
     duplicates: "duplicates",

@@ -8,6 +8,7 @@ use peregrine_broker::engine::{
 };
 use peregrine_broker::log::AppendRefused;
 use peregrine_protocol::entry::entry_len;
+use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{DurableLevel, Nanos, ProducerId, QueueId, SubscriptionId, TopicId};
 
 use super::group::Consumers;
@@ -93,6 +94,9 @@ impl Simulation {
             let now = self.now();
             let was_poisoned = process.shards[shard].engine.is_poisoned();
             process.shards[shard].turn(&mut self.random, &mut self.ledgers[shard], now)?;
+            let wall = self.wall();
+            process.shards[shard].retain(&mut self.random, &mut self.ledgers[shard], (now, wall))?;
+            self.statistics.retired += process.shards[shard].take_retired();
             self.statistics.rolls += process.shards[shard].take_rolls();
             self.statistics.looked_up += process.shards[shard].look_ups.take_answered();
             self.statistics.checkpoints += process.shards[shard].take_checkpoints();
@@ -335,6 +339,7 @@ impl Simulation {
         match subscribed {
             Ok((id, place)) => reader.subscribed(id, place.epoch, place.offset, &self.ledgers[shard]),
             Err(refusal) => {
+                self.statistics.too_old += u64::from(matches!(refusal, Refusal::OffsetTooOld { .. }));
                 self.statistics.truncated += u64::from(matches!(refusal, Refusal::Truncated { .. }));
                 self.machine.note(&("reader refused", index, refusal.code().number()));
                 reader.refused(&refusal, &self.ledgers[shard])
@@ -365,6 +370,10 @@ impl Simulation {
                     self.turn_is_over(index, delivery)?;
                 }
                 Delivery::LookUp { .. } | Delivery::Ask { .. } => shard.look_ups.ask(delivery),
+                // It asks again, and hears from where on messages are kept.
+                Delivery::Ended { owner, code: ErrorCode::OffsetTooOld, .. } => {
+                    self.readers[owner.0 as usize].disconnected();
+                }
                 Delivery::Ended { owner, .. } => self.readers[owner.0 as usize].ended = true,
                 Delivery::Revoked { .. } => unreachable!("readers are in no group"),
                 Delivery::Batch { owner, subscription, batch } => {

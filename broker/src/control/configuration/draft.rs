@@ -16,8 +16,8 @@ use peregrine_protocol::limits::{
 
 use super::quantity::show_size;
 use crate::control::logging::LogSettings;
-use crate::retaining::RetentionBounds;
 use crate::control::settings::{CheckpointTimes, Flush, GroupTimes, Idle, Settings, TestFault, WithoutTmpfs};
+use crate::retaining::RetentionBounds;
 
 /// What the sources said; `None` where the default depends on other values.
 #[derive(Clone, Debug)]

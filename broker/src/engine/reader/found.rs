@@ -72,7 +72,8 @@ impl Readers {
         let visible = batches.into_iter().take_while(|batch| batch.end() <= queue.visible);
         found.batches.extend(visible.filter(|batch| batch.end() > reader.next).take(room));
         self.found += found.batches.len();
-        if found.batches.is_empty() {
+        // One that stands where nothing is kept any more is told so.
+        if found.batches.is_empty() && reader.next >= queue.start {
             reader.next = reader.next.max(behind_all);
         }
         self.resettle(key, queues);

@@ -200,6 +200,7 @@ impl Readers {
                 // What its group had not read is no longer kept.
                 reader.next = queue.start;
                 reader.cursor = queue.index.seek(queue.start);
+                self.found -= reader.found.take().map_or(0, |found| found.batches.len());
             }
             if reader.next >= queue.visible {
                 reader.state = ReaderState::Waiting;

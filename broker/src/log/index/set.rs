@@ -21,7 +21,7 @@ use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, QueueOffset, TopicId}
 
 use super::builder::build_index;
 use super::pace::Stop;
-use super::{IndexError, IndexedBatch, KeyHash, SealedSegment, SegmentIndex};
+use super::{IndexError, IndexedBatch, KeyHash, QueueEnd, SealedSegment, SegmentIndex};
 use crate::limits;
 use crate::log::disk::Disk;
 use crate::log::files;
@@ -158,6 +158,27 @@ impl<D: Disk> LogIndexes<D> {
         if set.segments.pop_front_if(|sealed| sealed.segment.name.base == base).is_some() {
             set.retired += 1;
             set.open.retain(|open| *open != base);
+        }
+    }
+
+    /// The queues of the segment at `base` behind `after`: see [`SegmentIndex::queue_ends`].
+    pub async fn queue_ends(
+        &self,
+        base: LogPosition,
+        after: Option<(TopicId, QueueId)>,
+        max: usize,
+    ) -> Result<Vec<QueueEnd>, IndexLookUpError> {
+        let ends = self.ask(base, async |index| index.queue_ends(after, max).await).await?;
+        ends.ok_or(IndexLookUpError::NotMade)
+    }
+
+    /// When the first entry was stored that stands at `position` or behind, as far as indexes know.
+    pub fn first_time_behind(&self, position: LogPosition) -> Option<Nanos> {
+        let set = self.0.borrow();
+        let behind = set.segments.iter().find(|sealed| sealed.segment.name.base >= position)?;
+        match behind.state {
+            State::Made { first_time, .. } => first_time,
+            State::Unknown | State::Bad | State::Damaged(_) => None,
         }
     }
 

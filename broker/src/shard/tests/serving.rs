@@ -1,6 +1,7 @@
 //! A broker's shards in this process, and a client as simple as can be: blocking, one socket, one buffer.
 
 use crate::control::settings::{CheckpointTimes, Flush, GroupTimes, Identity, Idle, Settings, WithoutTmpfs};
+use crate::retaining::RetentionBounds;
 use crate::shard::listener;
 use crate::shard::run::{self, RunError};
 use peregrine_protocol::checksum::crc32;
