@@ -77,6 +77,10 @@ impl<D: Disk> Checkpointing<D> {
         match std::mem::replace(&mut self.stage, Stage::Busy) {
             Stage::Idle if log.checkpoint_due().is_some_and(|due| due <= now) => {
                 let save = engine.begin_checkpoint();
+                if !log.may_begin_checkpoint(save.begin()) {
+                    self.stage = Stage::Idle;
+                    return None;
+                }
                 let begun = log.begin_checkpoint(save.begin(), save.store_time(), now);
                 let buffer = std::mem::take(&mut self.buffer);
                 Some(task(async move { Ok(Done::Written(save, begun.await?, buffer)) }))

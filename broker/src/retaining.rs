@@ -131,6 +131,8 @@ impl Retaining {
         append: impl FnOnce(&mut Engine, &mut Log<D, H>, &StartsEntry) -> Result<(), AppendRefused>,
     ) {
         match outcome.0 {
+            // Nothing is appended any more.
+            Done::Page { .. } if log.is_poisoned() => self.stage = Stage::Idle,
             Done::Page { segment, after, ends: Ok(ends) } => {
                 self.stage = match ends.last() {
                     None => Stage::Waiting { segment, entries: log.tail() },

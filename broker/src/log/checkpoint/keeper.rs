@@ -21,6 +21,8 @@ pub struct CheckpointKeeper {
     options: CheckpointOptions,
     /// Ascending, [`CHECKPOINTS_KEPT`] at most.
     kept: VecDeque<CheckpointName>,
+    /// Where this run's appends begin.
+    start: LogPosition,
     /// Where the last good one of this run began, or the run itself, and when.
     last: (LogPosition, Nanos),
     under_way: Option<(LogPosition, Nanos)>,
@@ -35,6 +37,7 @@ impl CheckpointKeeper {
         Self {
             options,
             kept: kept.into_iter().collect(),
+            start,
             last: (start, Nanos::ZERO),
             under_way: None,
             not_before: Nanos::ZERO,
@@ -59,6 +62,13 @@ impl CheckpointKeeper {
         }
         let due = if grown >= self.options.bytes { Nanos::ZERO } else { since + self.options.age.0 };
         Some(due.max(self.not_before))
+    }
+
+    /// Whether one that begins there says more than those that are kept, under a name of its own. The log may have grown by what says
+    /// nothing to its reader, pads for example: two would have one name then, and the second would replace the first and be
+    /// counted beside it. What begins before this run is for the run that wrote it.
+    pub fn may_begin(&self, begin: LogPosition) -> bool {
+        begin >= self.start && self.kept.back().is_none_or(|newest| newest.begin < begin)
     }
 
     pub fn is_under_way(&self) -> bool {
@@ -130,6 +140,18 @@ mod tests {
         assert!(!keeper.is_late(LogPosition(5000)), "none is under way");
         keeper.begin(LogPosition(5000), Nanos::ZERO);
         assert!(!keeper.is_late(LogPosition(5250)) && keeper.is_late(LogPosition(5251)));
+    }
+
+    /// Two of one name were counted as two, and the file that both were went when a third came: the log had retired on the strength
+    /// of both.
+    #[test]
+    fn one_that_begins_where_another_did_is_not_begun() {
+        let mut keeper = CheckpointKeeper::new(CheckpointOptions::default(), [name(10)], LogPosition(50));
+        assert!(!keeper.may_begin(LogPosition(49)), "of an earlier run");
+        assert!(keeper.may_begin(LogPosition(50)));
+        keeper.begin(LogPosition(60), Nanos::ZERO);
+        keeper.end(Some(name(50)), Nanos::ZERO);
+        assert!(!keeper.may_begin(LogPosition(50)) && keeper.may_begin(LogPosition(51)));
     }
 
     #[test]

@@ -22,6 +22,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         self.checkpoints.due(self.tail())
     }
 
+    /// Whether a checkpoint that begins there is worth taking.
+    pub fn may_begin_checkpoint(&self, begin: LogPosition) -> bool {
+        self.checkpoints.may_begin(begin)
+    }
+
     /// Begins a checkpoint of the state at `begin`, where the last entry ends that the state knows; that entry's store time is
     /// `store_time`. One at a time, each ended by [`Self::checkpoint_ended`].
     pub fn begin_checkpoint(

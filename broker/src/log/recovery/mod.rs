@@ -41,7 +41,7 @@ use super::index::SealedSegment;
 use super::options::LogOptions;
 use super::reader::ReadableSegment;
 use super::ring::{PAGE_LEN, PageState, Ring, RingPage, RingUnfit, leftover};
-use super::segment::SegmentName;
+use super::segment::{Identity, SegmentName};
 use super::task::OpenSegment;
 
 /// What takes in the log's entries at a start: the engine's `apply`, seen from here.
@@ -206,7 +206,9 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
         drop(memory);
         rings.remove(&path).map_err(io_error(options, || format!("unlink the staging ring {path} of earlier runs")))?;
     }
-    forget(disk, options, &survey, &chain).await?;
+    if !goes_on {
+        forget(disk, options, &survey, &segment.identity).await?;
+    }
     reached(RecoveryStep::Finished);
 
     let report = StartReport {
@@ -394,13 +396,16 @@ async fn sync_segments<D: Disk>(
     Ok(())
 }
 
-/// Unlinks what the fresh segment has made superfluous: marks of earlier runs and segments that are no part of the log. A file
-/// that has a segment's name and is none was accepted as lost: it gets another name, so that no later start asks again.
-async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, chain: &Chain) -> Result<(), StartError> {
-    let left_out = chain.left_out.iter().map(|&index| survey.segments[index].name().to_string());
+/// Unlinks what the fresh segment has made superfluous: marks of earlier runs and segments that are no part of the log. Were one of
+/// these left, it would be taken for a part once those that stand in its place now are retired. A file that has a segment's name
+/// and is none was accepted as lost: it gets another name, so that no later start asks again.
+async fn forget<D: Disk>(disk: &D, options: &LogOptions, survey: &Survey, fresh: &Identity) -> Result<(), StartError> {
+    let with_fresh: Vec<Identity> = survey.segments.iter().chain([fresh]).cloned().collect();
+    let chain = Chain::read_back(&with_fresh);
+    let left_out = chain.left_out.iter().map(|&index| with_fresh[index].name().to_string());
     let older = survey.checkpoints.len().saturating_sub(CHECKPOINTS_KEPT);
     let older = survey.checkpoints[..older].iter().map(|head| head.name().to_string());
-    let is_segment = |name: &&SegmentName| chain.links.iter().any(|link| survey.segments[link.index].name() == **name);
+    let is_segment = |name: &&SegmentName| chain.links.iter().any(|link| with_fresh[link.index].name() == **name);
     let indexes = survey.indexes.iter().filter(|name| !is_segment(name)).map(|&name| files::index_name(name));
     let names: Vec<_> = survey.mark_files.iter().cloned().chain(left_out).chain(older).chain(indexes).collect();
     for name in &names {
