@@ -432,8 +432,10 @@ impl Executor {
                 if shard.closed.get() {
                     return ColdRead::Stopped;
                 }
-                tracing::error!(shard = id.0, position = position.0, %error, "a consumer's messages cannot be read");
-                shard.read_failed.set(true);
+                if shard.why_gone(position) == ErrorCode::Damaged {
+                    tracing::error!(shard = id.0, position = position.0, %error, "a consumer's messages cannot be read");
+                    shard.read_failed.set(true);
+                }
                 *outlet.cold.borrow_mut() = Some(ColdBlock::unreadable(id, position));
                 ColdRead::Unreadable
             }

@@ -11,7 +11,6 @@ use crate::shard::executor::{ColdRead, Executor};
 use crate::shard::peers::{Peer, PeerId};
 use crate::shard::router::Asker;
 use crate::shard::state::NoBytes;
-use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::message::ErrorAnswer;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -137,10 +136,10 @@ fn step(executor: &Rc<Executor>, proxy: &Proxy) -> Step {
             match found {
                 Ok(()) => {}
                 Err(NoBytes::Unread(missing)) => return Step::Missing(missing),
-                Err(NoBytes::Damaged) => {
+                Err(NoBytes::Gone(code)) => {
                     drop((held, cold));
                     if shard.end_damaged(proxy.id, &proxy.outlet, subscription) {
-                        answers::ended(&mut frame, id, subscription, ErrorCode::Damaged);
+                        answers::ended(&mut frame, id, subscription, code);
                         executor.push_there(proxy.executor, proxy.connection, frame, false);
                     }
                     return Step::Sent;
@@ -158,7 +157,7 @@ fn step(executor: &Rc<Executor>, proxy: &Proxy) -> Step {
             match fetch.fill(&shard, cold.as_ref()) {
                 Ok(()) => fetch.encode(&mut frame),
                 Err(NoBytes::Unread(missing)) => return Step::Missing(missing),
-                Err(NoBytes::Damaged) => ErrorAnswer::new(ErrorCode::Damaged).encode(fetch.correlation, &mut frame),
+                Err(NoBytes::Gone(code)) => ErrorAnswer::new(code).encode(fetch.correlation, &mut frame),
             }
             held.pop_front();
             proxy.window.set(proxy.window.get() - frame.len() as isize);

@@ -121,8 +121,8 @@ pub struct Shard {
 pub enum NoBytes {
     /// These have to be read from disk first.
     Unread(LogBytes),
-    /// They are at hand, and are not the batch's; or the disk does not give them.
-    Damaged,
+    /// Nothing will bring them: they are not the batch's, the disk does not give them, or they are no longer kept.
+    Gone(ErrorCode),
 }
 
 /// A look at the bytes of a shard's ring, for as long as nothing else happens.
@@ -202,6 +202,13 @@ impl Shard {
         self.with_bytes(batch, len, cold, |header, payload| use_it(&header, payload))
     }
 
+    /// Why what stands there cannot be read: its segment was retired while a consumer took its time, or it is damaged.
+    pub fn why_gone(&self, position: LogPosition) -> ErrorCode {
+        let core = self.core.borrow();
+        let is_retired = core.log.get().is_some_and(|log| position < log.begins_at());
+        if is_retired { ErrorCode::OffsetTooOld } else { ErrorCode::Damaged }
+    }
+
     fn with_bytes<R>(
         &self,
         batch: &BatchPlace,
@@ -215,7 +222,11 @@ impl Shard {
         let in_block = || cold?.get(self.id, batch.position, len).filter(|bytes| bytes.len() == len);
         let Some(bytes) = in_ring.or_else(in_block) else {
             let unreadable = cold.is_some_and(|block| block.is_unreadable_at(self.id, batch.position));
-            return Err(if unreadable { NoBytes::Damaged } else { NoBytes::Unread(missing) });
+            return Err(if unreadable {
+                NoBytes::Gone(self.why_gone(batch.position))
+            } else {
+                NoBytes::Unread(missing)
+            });
         };
         let (header, payload) = bytes.split_at(ENTRY_HEADER_LEN);
         match Entry::decode(header, self.seal) {
@@ -223,7 +234,7 @@ impl Shard {
             // What was read is durable and never changes: to read it again would be to read it for ever.
             _ => {
                 tracing::error!(shard = self.id.0, position = batch.position.0, "a consumer's messages are damaged");
-                Err(NoBytes::Damaged)
+                Err(NoBytes::Gone(ErrorCode::Damaged))
             }
         }
     }

@@ -91,7 +91,13 @@ impl<M> MemberCore<M> {
         self.set_slot(key, Slot::Idle);
         let Some(claim) = self.claims.get_mut(&key) else { return };
         match refusal.code() {
-            Some(ErrorCode::NotHolder | ErrorCode::UnknownSubscription | ErrorCode::OffsetReset) => claim.lose(),
+            // Where messages are no longer kept, the group goes on at the first that are.
+            Some(
+                ErrorCode::NotHolder
+                | ErrorCode::UnknownSubscription
+                | ErrorCode::OffsetReset
+                | ErrorCode::OffsetTooOld,
+            ) => claim.lose(),
             Some(ErrorCode::UnknownMember) => claim.wait(None, now),
             Some(ErrorCode::TopicDeleted | ErrorCode::UnknownTopic | ErrorCode::UnknownQueue) => {
                 // The home will say so too; until then nothing is asked for.

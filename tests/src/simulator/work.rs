@@ -108,8 +108,15 @@ impl Simulation {
             }
             while let Some(read) = process.shards[shard].cold_reads.poll(&mut self.random) {
                 self.statistics.read_from_disk += 1;
-                let bytes = read.bytes.map_err(|error| Violation(format!("a read of the log failed: {error}")))?;
-                let ColdRead { owner, subscription, batch, .. } = read;
+                let ColdRead { owner, subscription, batch, bytes } = read;
+                let running = &mut process.shards[shard];
+                if bytes.is_err() && batch.position < running.log.begins_at() {
+                    // Its segment was retired meanwhile: the reader hears of that when it asks again.
+                    let _gone = running.engine.unsubscribe(owner, subscription);
+                    self.readers[owner.0 as usize].disconnected();
+                    continue;
+                }
+                let bytes = bytes.map_err(|error| Violation(format!("a read of the log failed: {error}")))?;
                 self.deliver(&mut process.shards[shard], shard, (owner, subscription), &batch, &bytes)?;
             }
         }

@@ -45,6 +45,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         (self.front == Front::Rests && end <= open).then_some(OldestSegment { base, end })
     }
 
+    /// Where the oldest segment begins that the log has.
+    pub fn begins_at(&self) -> LogPosition {
+        self.reader.oldest().map_or(LogPosition(0), |(base, _)| base)
+    }
+
     /// Bytes of the log's segment files, with the one that takes the appends and the one made ahead.
     pub fn disk_bytes(&self) -> u64 {
         self.reader.positions() + self.reader.segments() as u64 * BLOCK as u64

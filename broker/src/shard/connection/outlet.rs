@@ -69,7 +69,7 @@ impl HeldFetch {
     /// Adds the batches whose bytes are at hand. It is whole once nothing is missing.
     pub fn fill(&mut self, shard: &Shard, cold: Option<&ColdBlock>) -> Result<(), NoBytes> {
         if self.is_damaged {
-            return Err(NoBytes::Damaged);
+            return Err(NoBytes::Gone(ErrorCode::Damaged));
         }
         if self.found.is_none() {
             self.found = self.look_up(shard);

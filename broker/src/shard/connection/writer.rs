@@ -16,7 +16,6 @@ use crate::shard::runtime::turn;
 use crate::shard::stages::Stage;
 use crate::shard::state::NoBytes;
 use futures_lite::AsyncWrite;
-use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::message::ErrorAnswer;
 use std::future::poll_fn;
 use std::io;
@@ -127,10 +126,10 @@ fn assemble(executor: &Rc<Executor>, connection: &Connection) -> Option<Missing>
                 match shard.header_of(batch, cold.as_ref()) {
                     Ok(header) => answers::delivery(&mut outbox, id, subscription, batch, &header),
                     Err(NoBytes::Unread(missing)) => return Some(Missing::Block(missing)),
-                    Err(NoBytes::Damaged) => {
+                    Err(NoBytes::Gone(code)) => {
                         drop((outbox, held, cold));
                         if shard.end_damaged(connection.id, &connection.outlet, subscription) {
-                            connection.send(|out| answers::ended(out, id, subscription, ErrorCode::Damaged));
+                            connection.send(|out| answers::ended(out, id, subscription, code));
                         }
                         continue;
                     }
@@ -145,8 +144,8 @@ fn assemble(executor: &Rc<Executor>, connection: &Connection) -> Option<Missing>
                 match fetch.fill(&*executor.shard(fetch.shard)?, cold.as_ref()) {
                     Ok(()) => outbox.push(|out| fetch.encode(out)),
                     Err(NoBytes::Unread(missing)) => return Some(Missing::Block(missing)),
-                    Err(NoBytes::Damaged) => {
-                        outbox.push(|out| ErrorAnswer::new(ErrorCode::Damaged).encode(fetch.correlation, out));
+                    Err(NoBytes::Gone(code)) => {
+                        outbox.push(|out| ErrorAnswer::new(code).encode(fetch.correlation, out));
                     }
                 }
                 held.pop_front();

@@ -1,0 +1,65 @@
+//! Retention of a real broker: old segments are given up, readers behind them are told where messages begin, groups go on there, and
+//! all of it holds over kills and restarts.
+
+// A test that unwraps fails where it should.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::time::Duration;
+
+use peregrine_tests::broker::{Broker, Settings, eventually};
+
+const SIZE: u64 = 16 << 20;
+/// Segment sizes double up to this one.
+const SEGMENT: u64 = 4 << 20;
+const LINE: usize = 1_000;
+
+fn segments(broker: &Broker) -> Vec<String> {
+    let files = fs::read_dir(broker.data().join("shard-0000")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut segments: Vec<_> = names.filter(|name| name.starts_with('0')).collect();
+    segments.sort();
+    segments
+}
+
+/// Lines that tell their number, long enough that a few thousand fill segments.
+fn produce(broker: &Broker, numbers: std::ops::Range<usize>) {
+    let lines: Vec<String> = numbers.map(|number| format!("{number:0LINE$}")).collect();
+    let input = broker.home().join("lines");
+    fs::write(&input, lines.join("\n") + "\n").unwrap();
+    broker.command_line().run(&["produce", "t", input.to_str().unwrap()]).succeeded();
+}
+
+fn numbers(lines: &[String]) -> Vec<usize> {
+    lines.iter().map(|line| line.trim().parse().unwrap()).collect()
+}
+
+#[test]
+fn the_oldest_messages_are_given_up_and_nothing_else_is() {
+    let settings = Settings::default().shards(1).segment_bytes(SEGMENT).argument("--checkpoint-age=100ms");
+    let mut broker = settings.argument(format!("--retention-size={SIZE}")).start();
+    broker.command_line().create_topic("t", 1);
+    let first = segments(&broker)[0].clone();
+    let mut produced = 0;
+    eventually("the first segment is given up", Duration::from_secs(60), || {
+        produce(&broker, produced..produced + 5_000);
+        produced += 5_000;
+        !segments(&broker).contains(&first)
+    });
+
+    // Nothing more is given up while it is looked at.
+    broker.kill_nine();
+    broker.set_arguments(&[]);
+    broker.start_again();
+    // What is kept is the end of what was stored, without a gap.
+    let kept = numbers(&broker.command_line().consume_all("t"));
+    assert!(kept[0] > 0, "something was given up");
+    assert_eq!(kept, (kept[0]..produced).collect::<Vec<_>>());
+    // Who asks for what is gone is told.
+    let told = broker.command_line().run(&["consume", "t", "--queue", "0", "--from", "0", "--max", "1"]).succeeded();
+    assert!(told.stderr.contains("keeps its messages from offset"), "{}", told.stderr);
+
+    assert!(broker.terminate().success());
+    broker.start_again();
+    assert_eq!(numbers(&broker.command_line().consume_all("t")), kept);
+}
