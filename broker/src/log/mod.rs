@@ -15,8 +15,7 @@
 //! | [`disk`] | the traits that all I/O goes through; io_uring and tmpfs, and the simulated machine |
 //! | [`fault`] | switches for tests and the simulator's planted defects |
 //!
-//! Decisions are plain state machines without I/O or clock, so that the broker and the simulator run the same code. Later
-//! parts find their place here: retention takes segments from the front of `reader`'s list.
+//! Decisions are plain state machines without I/O or clock, so that the broker and the simulator run the same code.
 
 mod ahead;
 pub mod cache;
