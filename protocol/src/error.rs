@@ -104,9 +104,9 @@ error_table! {
     OffsetReset = 84, RETRIABLE, "the group's offset in the queue was set; subscribe again";
     /// The client joins again.
     UnknownMember = 85, FINAL, "the group has no such member";
+    MemberFenced = 86, FINAL, "another consumer joined the group under this name";
     /// Carries the first offset that is kept. Ends a subscription too, which may go on from there.
     OffsetTooOld = 87, FINAL, "the queue no longer keeps the messages at that offset";
-    MemberFenced = 86, FINAL, "another consumer joined the group under this name";
 }
 
 impl ErrorCode {

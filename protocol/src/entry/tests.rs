@@ -106,7 +106,7 @@ fn fields_out_of_range_are_refused_behind_a_good_checksum() {
         fields::put(&mut bytes, fields::HEADER_CRC, crc.to_le_bytes());
         Entry::decode(&bytes, seal())
     };
-    assert_eq!(resealed(fields::KIND, 6), Err(EntryError::Kind(6)));
+    assert_eq!(resealed(fields::KIND, 7), Err(EntryError::Kind(7)));
     assert_eq!(resealed(fields::VERSION, 2), Err(EntryError::Version(2)));
     assert_eq!(resealed(fields::RESERVED + 7, 1), Err(EntryError::Reserved));
     assert!(matches!(resealed(fields::FLAGS + 1, 0x80), Err(EntryError::Flags(_))));

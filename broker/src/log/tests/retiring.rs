@@ -111,6 +111,26 @@ fn a_crash_beside_a_retirement_takes_nothing() {
     }
 }
 
+/// The log is read back from its newest segment, so that a dead run's segment came back as a part of it when the one that stood in its
+/// place was retired.
+#[test]
+fn what_a_killed_run_had_made_ahead_is_gone_before_anything_retires() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.append_all(0..45, Synced, BATCH);
+    process.wait_durable();
+    process.wait_until(|log| log.next_deadline().is_none());
+    bench.crash(process, Crash::Kill);
+    let mut process = bench.start();
+    for round in 0..2 {
+        process.append_all(45 + round * 50..95 + round * 50, Synced, BATCH);
+        process.checkpoint(&numbers(0..95 + round * 50));
+    }
+    assert!(process.retire_all() >= 2);
+    bench.crash(process, Crash::Kill);
+    assert_eq!(bench.start().seen.numbers, numbers(0..145));
+}
+
 /// The one behind it must not go first: what is missing between two segments is damage.
 #[test]
 fn one_that_could_not_be_unlinked_holds_up_those_behind_it() {

@@ -456,6 +456,7 @@ fn what_is_left_over_is_unlinked() {
     let bench = Bench::new();
     let mut process = bench.start();
     process.append_all(0..5, Synced, 100);
+    process.wait_durable();
     process.wait_until(|log| log.next_deadline().is_none());
     assert!(bench.names().iter().any(|name| name.starts_with("spare-")));
     bench.crash(process, Crash::Kill);
