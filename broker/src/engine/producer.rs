@@ -205,7 +205,8 @@ impl Ageing {
             queue.producers.iter().map(of)
         });
         let mut order: Vec<Aged> = states.collect();
-        order.sort_unstable_by_key(|aged| aged.since);
+        // To the last field: the map's own order is another one in every process.
+        order.sort_unstable_by_key(|aged| (aged.since, aged.queue.index(), aged.producer));
         *self = Self { order: order.into(), ..Self::default() };
     }
 

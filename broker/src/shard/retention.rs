@@ -26,6 +26,10 @@ pub async fn run(shard: Rc<Shard>, bounds: RetentionBounds) {
         let outcome = task.await;
         let retired = {
             let Core { engine, log, .. } = &mut *shard.core.borrow_mut();
+            if log.get().is_none() {
+                // Closed while an index was read.
+                return;
+            }
             let before = log.counters();
             retaining.complete(outcome, engine, log, (clock::monotonic(), clock::wall()), |engine, log, entry| {
                 let appended = log.append(&entry.draft, &entry.payload, clock::monotonic())?;

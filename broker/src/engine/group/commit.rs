@@ -82,7 +82,8 @@ impl Engine {
                 return Ok(AckDecision::Done { epoch, offset, end, level });
             }
             let begins = place_of(queue, group, start)?;
-            if offset < begins.offset {
+            // A place that the queue's start went past is written down all the same: the start may not be durable yet.
+            if !begins.is_committed && offset < begins.offset {
                 let GroupPlace { epoch, offset, .. } = begins;
                 return Ok(AckDecision::Done { epoch, offset, end: LogPosition(0), level });
             }

@@ -103,3 +103,23 @@ fn a_start_beyond_the_queue_is_damage() {
     let refused = replay(ONE_SHARD, &created).apply(&header, &entry.payload).map_err(|error| error.reason);
     assert_eq!(refused, Err(ApplyErrorReason::QueueStart(TOPIC, QueueId(0), QueueOffset(3))));
 }
+
+/// It was answered as done at once, on the strength of a start that a power cut could still take back.
+#[test]
+fn an_acknowledgement_below_a_start_is_written_down() {
+    let mut bench = Bench::new(1);
+    bench.change(bench.engine.decide_create_group("g", &[(TOPIC, StartAt::Earliest)], bench.now));
+    bench.harden();
+    for _ in 0..10 {
+        bench.store(0, 1, Memory);
+    }
+    bench.harden();
+    let group = bench.engine.group_named("g").expect("it was created").id;
+    let entry = bench.begin(group, TOPIC, QueueId(0)).expect("it has no place yet");
+    bench.append(&entry.draft, entry.payload.to_vec());
+    assert!(bench.keep_from(8));
+    let (topic, queue, offset) = (TOPIC, QueueId(0), QueueOffset(5));
+    let ack = GroupAck { group, topic, queue, epoch: Epoch::ANY, offset, delivered_end: offset };
+    let decision = bench.engine.decide_ack(&ack, bench.now);
+    assert!(matches!(decision, Ok(AckDecision::Append(entry)) if entry.offset == offset), "{decision:?}");
+}

@@ -175,11 +175,13 @@ impl<D: Disk> LogIndexes<D> {
     /// When the first entry was stored that stands at `position` or behind, as far as indexes know.
     pub fn first_time_behind(&self, position: LogPosition) -> Option<Nanos> {
         let set = self.0.borrow();
-        let behind = set.segments.iter().find(|sealed| sealed.segment.name.base >= position)?;
-        match behind.state {
-            State::Made { first_time, .. } => first_time,
-            State::Unknown | State::Bad | State::Damaged(_) => None,
-        }
+        let mut behind = set.segments.iter().filter(|sealed| sealed.segment.name.base >= position);
+        behind.find_map(|sealed| match sealed.state {
+            // One without entries says nothing.
+            State::Made { first_time: None, .. } => None,
+            State::Made { first_time: Some(time), .. } => Some(Some(time)),
+            State::Unknown | State::Bad | State::Damaged(_) => Some(None),
+        })?
     }
 
     /// The next index to be made, unless one is being made or the last attempt failed a moment ago.
