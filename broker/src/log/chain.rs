@@ -54,7 +54,7 @@ impl Chain {
             chain.links.push(Link { index, base: identity.base, end });
             bound = Some(identity.previous_end);
         }
-        // The oldest segment's previous end is 0, as nothing is retired without a checkpoint that covers it.
+        // What was retired is a hole here too: a start that goes on from a checkpoint reads nothing below.
         if let Some(bound) = bound
             && bound > LogPosition(0)
         {
