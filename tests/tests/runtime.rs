@@ -1,10 +1,10 @@
-//! The runtime that we build on, probed for the two defects that our patches mend.
+//! The runtime that we build on, probed for the defects that our patches mend.
 //!
 //! The probes fail within seconds on glommio 0.9.0 as published. They come with a watchdog, because what they provoke is a thread
 //! that sleeps for ever: a hang here is a failure with a sentence, never a test that does not end.
 //!
-//! `hang_*` shows patch P1 (an executor parks only when no task queue has work), `dma_*` patch P2 (no polled I/O); see
-//! `scripts/patches/glommio/`.
+//! `hang_*` shows patch P1 (an executor parks only when no task queue has work), `dma_*` patch P2 (no polled I/O), `neighbour_*`
+//! patch P6 (a spinning executor gives way); see `scripts/patches/glommio/`.
 
 // A test that unwraps fails where it should.
 #![allow(clippy::unwrap_used)]
@@ -12,7 +12,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ const STALL_LIMIT: Duration = Duration::from_secs(10);
 const PROBE_TIME_MAX: Duration = Duration::from_secs(20);
 /// As published, glommio hangs after 2,000 to 90,000 exchanges.
 const EXCHANGES: u64 = 100_000;
+/// Many of the time slices of a scheduler.
+const SPIN_TIME: Duration = Duration::from_secs(1);
 
 /// A short preempt timer makes the losing interleaving frequent: its event wakes no task, and lands just before the run queues are
 /// looked at.
@@ -143,6 +145,43 @@ fn dma_file_is_not_polled_and_reads_back_what_was_written() {
         assert!(read.len() == 4096 && read.iter().all(|&byte| byte == 0x5a));
         file.close().await.unwrap();
     });
+}
+
+/// A spinning executor leaves its core to a neighbour who has work for it; as published it takes half of it.
+#[test]
+fn neighbour_gets_the_core_of_an_executor_that_only_spins() {
+    let core = cores()[0];
+    let stop = Arc::new(AtomicBool::new(false));
+    let neighbour = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            assert!(core_affinity::set_for_current(core_affinity::CoreId { id: core }), "the neighbour was not pinned");
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        }
+    });
+    let spinner = LocalExecutorBuilder::new(Placement::Fixed(core)).spin_before_park(STALL_LIMIT).spawn(|| async {
+        let before = processor_time();
+        glommio::timer::sleep(SPIN_TIME).await;
+        processor_time().saturating_sub(before)
+    });
+    let taken = spinner.unwrap().join().unwrap();
+    stop.store(true, Ordering::Relaxed);
+    neighbour.join().unwrap();
+    assert!(
+        taken < SPIN_TIME / 5,
+        "without work it took {taken:?} of the {SPIN_TIME:?} that its neighbour had work for"
+    );
+}
+
+/// What the calling thread has used of a core.
+fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes no more than the structure that it is given.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(result, 0, "the clock of the thread");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// The processors that this process may use.
