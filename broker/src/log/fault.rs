@@ -30,10 +30,18 @@ pub enum Planted {
     RetireTooEarly,
     /// The index of a sealed segment lacks some of its batches.
     ForgetIndexRow,
+    /// A start takes entries whose headers are sound, whatever their payloads' checksums say.
+    SkipChecksum,
+    /// A start takes sections of checkpoints whatever their checksums say.
+    SkipCheckpointChecksum,
+    /// Marks are counted and not written.
+    ForgetMark,
+    /// The mark that closes an epoch is not written.
+    ForgetClosingMark,
 }
 
 impl Planted {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::AcknowledgeBeforeWrite,
         Self::RewriteSyncedBlock,
         Self::ReadPastCut,
@@ -44,6 +52,10 @@ impl Planted {
         Self::CheckpointAheadOfLog,
         Self::RetireTooEarly,
         Self::ForgetIndexRow,
+        Self::SkipChecksum,
+        Self::SkipCheckpointChecksum,
+        Self::ForgetMark,
+        Self::ForgetClosingMark,
     ];
 
     /// The word of the simulator's command line.
@@ -59,6 +71,10 @@ impl Planted {
             Self::CheckpointAheadOfLog => "checkpoint-ahead-of-log",
             Self::RetireTooEarly => "retire-too-early",
             Self::ForgetIndexRow => "forget-index-row",
+            Self::SkipChecksum => "skip-checksum",
+            Self::SkipCheckpointChecksum => "skip-checkpoint-checksum",
+            Self::ForgetMark => "forget-mark",
+            Self::ForgetClosingMark => "forget-closing-mark",
         }
     }
 }

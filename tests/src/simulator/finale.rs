@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use peregrine_broker::engine::StartAt;
 use peregrine_protocol::entry::EntryKind;
 use peregrine_protocol::ids::{DurableLevel, QueueOffset, ShardId};
+use peregrine_protocol::limits::BLOCK;
 
 use super::ledger::{BatchMark, Ledger};
 use super::process::Shard;
@@ -48,7 +49,12 @@ impl Simulation {
             let from = if reads_all { "the whole log" } else { "the newest checkpoint" };
             promise!(produced == recovered, "a restart from {from}, without work, changed the engine's state");
         }
-        if !self.configuration.gives_up() && self.random.one_in(3) { self.damage_an_entry() } else { Ok(()) }
+        if self.configuration.gives_up() || !self.random.one_in(3) {
+            return Ok(());
+        }
+        self.damage_what_a_mark_knows()?;
+        self.damage_checkpoints();
+        self.damage_an_entry()
     }
 
     /// One bit in each: the next start reads the whole log.
@@ -56,7 +62,10 @@ impl Simulation {
         for shard in 0..usize::from(self.configuration.shards) {
             for name in self.machine.file_names(shard) {
                 if name.starts_with("checkpoint-") {
-                    let (offset, bit) = (self.random.below(4096), self.random.below(8) as u8);
+                    // In the first block, or where the first section begins behind it.
+                    let offset =
+                        if self.random.coin() { self.random.below(BLOCK) } else { BLOCK + self.random.below(64) };
+                    let bit = self.random.below(8) as u8;
                     self.machine.flip(shard, &name, offset, bit);
                 }
             }

@@ -235,10 +235,12 @@ impl Shard {
         }
     }
 
-    /// When something is to be done although nothing happens until then.
-    pub fn next_deadline(&self) -> Option<Nanos> {
+    /// When something is to be done although nothing happens until then. What is due already and cannot be done now (a checkpoint
+    /// that would begin where another did) is not to hide what is due later.
+    pub fn next_deadline_behind(&self, now: Nanos) -> Option<Nanos> {
         let of_checkpoint = self.checkpointing.next_deadline(&self.log);
-        self.log.next_deadline().into_iter().chain(of_checkpoint).min()
+        let deadlines = self.log.next_deadline().into_iter().chain(of_checkpoint);
+        deadlines.filter(|deadline| *deadline > now).min()
     }
 
     /// Tells ledger and engine how far the log is.

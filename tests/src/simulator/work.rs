@@ -70,7 +70,7 @@ impl Simulation {
     pub(super) fn pass_time(&mut self, process: &mut Process, target: u64) -> Result<(), Violation> {
         loop {
             let now = self.machine.now();
-            let of_logs = process.shards.iter().filter_map(Shard::next_deadline);
+            let of_logs = process.shards.iter().filter_map(|shard| shard.next_deadline_behind(Nanos(now)));
             let tick = self.consumers.settings.tick;
             let of_groups = process.shards.iter().filter_map(|shard| shard.engine.next_group_deadline());
             let of_groups = of_groups.map(|deadline| deadline.0.next_multiple_of(tick));
@@ -186,7 +186,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn make_batch(&mut self, producer: usize) {
+    pub(super) fn make_batch(&mut self, producer: usize) {
         let number = self.next_number;
         self.next_number += 1;
         let bytes = if self.random.one_in(40) {
@@ -269,7 +269,7 @@ impl Simulation {
         Ok(())
     }
 
-    fn any_queue(&mut self) -> Option<(TopicId, QueueId)> {
+    pub(super) fn any_queue(&mut self) -> Option<(TopicId, QueueId)> {
         let live: Vec<_> = self.catalogue.live().map(|topic| (topic.id, topic.queues)).collect();
         if live.is_empty() {
             return None;
@@ -279,7 +279,7 @@ impl Simulation {
     }
 
     /// The shard of a queue; `None` once its topic is gone.
-    fn shard_of(&self, process: &Process, topic: TopicId, queue: QueueId) -> Option<usize> {
+    pub(super) fn shard_of(&self, process: &Process, topic: TopicId, queue: QueueId) -> Option<usize> {
         match process.shards[0].engine.topic(topic) {
             TopicState::Live(topic) => Some(usize::from(topic.shard_of(queue, self.configuration.shards).0)),
             TopicState::Deleted(_) | TopicState::Unknown(_) => None,

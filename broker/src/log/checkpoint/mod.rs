@@ -22,5 +22,5 @@ mod writer;
 pub(super) use head::{CheckpointHead, CheckpointName};
 pub(super) use keeper::{CHECKPOINTS_KEPT, CheckpointKeeper};
 pub use reader::CheckpointError;
-pub(super) use reader::read_sections;
+pub(super) use reader::{read_sections, read_sections_with};
 pub use writer::{CheckpointWriter, FinishedCheckpoint, PublishedCheckpoint};

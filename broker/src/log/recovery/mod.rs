@@ -31,7 +31,7 @@ use self::gaps::OffsetGaps;
 use self::scan::{Scan, ScanStart};
 use self::survey::{BadCheckpoint, Survey};
 use super::chain::Chain;
-use super::checkpoint::{CHECKPOINTS_KEPT, CheckpointError, CheckpointHead, CheckpointName, read_sections};
+use super::checkpoint::{CHECKPOINTS_KEPT, CheckpointError, CheckpointHead, CheckpointName, read_sections_with};
 use super::damage::{Damage, DamagedExtent, Extent, LostOffsets};
 use super::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
 use super::error::StartError;
@@ -141,7 +141,7 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
     let due = DueRing::find(rings, &survey, options)?;
     reached(RecoveryStep::Surveyed);
 
-    let checkpoint = restore(disk, &mut survey, replay).await;
+    let checkpoint = restore(disk, options, &mut survey, replay).await;
     let survey = survey;
     let start = ScanStart::behind(checkpoint.as_ref());
     let mut scan = Scan::new(disk, options, &survey, &chain, start, &given_up, replay);
@@ -237,10 +237,16 @@ pub(super) async fn recover<D: Disk, H: RingHost>(
 
 /// Restores `replay` from the newest good checkpoint. One whose sections are not good joins the bad ones: the one before it
 /// serves, or the log as a whole.
-async fn restore<D: Disk>(disk: &D, survey: &mut Survey, replay: &mut dyn Replay) -> Option<CheckpointHead> {
+async fn restore<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    survey: &mut Survey,
+    replay: &mut dyn Replay,
+) -> Option<CheckpointHead> {
+    let skips_checksums = options.faults.has(Planted::SkipCheckpointChecksum);
     while let Some(head) = survey.checkpoints.last().cloned() {
         replay.begin();
-        let mut read = read_sections(disk, &head, |section| replay.restore(section)).await;
+        let mut read = read_sections_with(disk, &head, skips_checksums, |section| replay.restore(section)).await;
         if read.is_ok() {
             let number = head.sections;
             read = replay.restored().map_err(|reason| CheckpointError::Content { number, reason });

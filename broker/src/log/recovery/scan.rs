@@ -143,6 +143,7 @@ impl<'a, D: Disk> Scan<'a, D> {
         let [first, second] = leftover(file, tail.size, tail.durable, tail.published);
         let lap = tail.durable + first.len() as u64;
         let mut messages = 0;
+        let skips = self.options.faults.has(Planted::SkipChecksum);
         for (bytes, from) in [(first, tail.durable), (second, lap)] {
             let limit = from + bytes.len() as u64;
             let mut position = from;
@@ -153,7 +154,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                 }
                 let rest = &bytes[(position - from) as usize..];
                 let expected = Expected { position, epoch_min: self.epoch, epoch_max: tail.epoch, limit };
-                match ring_entry(rest, self.seal, &expected) {
+                match ring_entry(rest, self.seal, &expected, skips) {
                     Ok(entry) => {
                         if let Entry::Full(header) = entry {
                             let payload = &rest[ENTRY_HEADER_LEN..ENTRY_HEADER_LEN + header.length as usize];
@@ -168,7 +169,7 @@ impl<'a, D: Disk> Scan<'a, D> {
                         let mut next = position + ENTRY_ALIGN;
                         while next < limit {
                             let expected = Expected { position: next, ..expected };
-                            if ring_entry(&bytes[(next - from) as usize..], self.seal, &expected).is_ok() {
+                            if ring_entry(&bytes[(next - from) as usize..], self.seal, &expected, skips).is_ok() {
                                 break;
                             }
                             next += ENTRY_ALIGN;
@@ -335,10 +336,12 @@ impl<'a, D: Disk> Scan<'a, D> {
     }
 }
 
-/// An entry in the ring, its payload checked.
-fn ring_entry(bytes: &[u8], seal: EntrySeal, expected: &Expected) -> Result<Entry, BadEntry> {
+/// An entry in the ring, its payload checked, unless a planted fault skips that.
+fn ring_entry(bytes: &[u8], seal: EntrySeal, expected: &Expected, skips: bool) -> Result<Entry, BadEntry> {
     let entry = decode_entry(bytes, seal, expected)?;
-    if let Entry::Full(header) = entry {
+    if let Entry::Full(header) = entry
+        && !skips
+    {
         let payload = bytes.get(ENTRY_HEADER_LEN..).and_then(|rest| rest.get(..header.length as usize));
         header.check_payload(payload.unwrap_or_default())?;
     }
@@ -354,7 +357,8 @@ pub(super) async fn open_window<D: Disk>(
     let name = identity.name();
     let file = disk.open(&name.to_string(), Access::Read).await;
     let file = file.map_err(io_error(options, || format!("open segment {name}")))?;
-    Ok(Window::new(file, identity.base, options.seal()))
+    let skips_checksums = options.faults.has(Planted::SkipChecksum);
+    Ok(Window::new(file, identity.base, options.seal()).skipping_checksums(skips_checksums))
 }
 
 /// An entry in an operator's words.
