@@ -17,6 +17,7 @@ use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, TopicId};
 use crate::engine::{Engine, QueueKey, QueueStart, StartsEntry};
 use crate::limits::{QUEUE_STARTS_ROWS, RETENTION_RETRY};
 use crate::log::disk::{Disk, RingHost};
+use crate::log::fault::Planted;
 use crate::log::index::{IndexLookUpError, QueueEnd};
 use crate::log::{AppendRefused, CloseState, Completion, Log, LogTask, OldestSegment};
 
@@ -137,7 +138,9 @@ impl Retaining {
                 self.stage = match ends.last() {
                     None => Stage::Waiting { segment, entries: log.tail() },
                     Some(last) => {
-                        let moved = starts(&ends, engine, wall).map_or(Ok(()), |entry| append(engine, log, &entry));
+                        let excess = u64::from(log.has_planted(Planted::GiveUpTooMuch));
+                        let moved =
+                            starts(&ends, excess, engine, wall).map_or(Ok(()), |entry| append(engine, log, &entry));
                         if moved.is_err() {
                             self.not_before = now + RETENTION_RETRY.0;
                         }
@@ -164,10 +167,10 @@ impl Retaining {
 }
 
 /// From now on these queues keep what lies behind the segment.
-fn starts(ends: &[QueueEnd], engine: &Engine, wall: Nanos) -> Option<StartsEntry> {
+fn starts(ends: &[QueueEnd], excess: u64, engine: &Engine, wall: Nanos) -> Option<StartsEntry> {
     let start_of = |end: &QueueEnd| {
         let QueueEnd { topic, queue, end } = *end;
-        QueueStart { queue: QueueKey { topic, queue }, start: end }
+        QueueStart { queue: QueueKey { topic, queue }, start: end + excess }
     };
     engine.decide_starts(&ends.iter().map(start_of).collect::<Vec<_>>(), wall)
 }

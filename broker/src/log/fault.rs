@@ -28,6 +28,8 @@ pub enum Planted {
     CheckpointAheadOfLog,
     /// A segment is retired before two checkpoints know what it said.
     RetireTooEarly,
+    /// The starts of queues move behind what the oldest segment holds.
+    GiveUpTooMuch,
     /// The index of a sealed segment lacks some of its batches.
     ForgetIndexRow,
     /// A start takes entries whose headers are sound, whatever their payloads' checksums say.
@@ -41,7 +43,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AcknowledgeBeforeWrite,
         Self::RewriteSyncedBlock,
         Self::ReadPastCut,
@@ -51,6 +53,7 @@ impl Planted {
         Self::UsePositionTwice,
         Self::CheckpointAheadOfLog,
         Self::RetireTooEarly,
+        Self::GiveUpTooMuch,
         Self::ForgetIndexRow,
         Self::SkipChecksum,
         Self::SkipCheckpointChecksum,
@@ -70,6 +73,7 @@ impl Planted {
             Self::UsePositionTwice => "use-position-twice",
             Self::CheckpointAheadOfLog => "checkpoint-ahead-of-log",
             Self::RetireTooEarly => "retire-too-early",
+            Self::GiveUpTooMuch => "give-up-too-much",
             Self::ForgetIndexRow => "forget-index-row",
             Self::SkipChecksum => "skip-checksum",
             Self::SkipCheckpointChecksum => "skip-checkpoint-checksum",

@@ -11,11 +11,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use peregrine_broker::engine::StartsEntry;
 use peregrine_broker::log::disk::simulated::Crash;
 use peregrine_protocol::entry::{EntryDraft, EntryHeader, EntryKind};
-use peregrine_protocol::ids::{DurableLevel, LogPosition};
+use peregrine_protocol::ids::{DurableLevel, LogPosition, QueueId, QueueOffset, TopicId};
 
 use super::process::Found;
+use super::starts::KnownStarts;
 use super::violation::{Violation, promise};
 
 /// A batch's identity: no two batches of a simulation have the same payload CRC.
@@ -54,6 +56,7 @@ pub struct Ledger {
     cuts: u64,
     /// Losses were accepted: entries that say so may be found.
     accepts_loss: bool,
+    starts: KnownStarts,
 }
 
 impl Ledger {
@@ -122,6 +125,35 @@ impl Ledger {
         );
         record.acknowledged = record.acknowledged.max(Some(level));
         Ok(*record)
+    }
+
+    /// Before an append that moves starts of queues.
+    pub fn attempts_starts(&mut self, entry: &StartsEntry) {
+        self.starts.attempts(entry);
+        self.attempts(entry.draft);
+    }
+
+    /// Starts of queues moved: nothing was given up but what stands below `given_up_to`.
+    pub fn starts_moved(&mut self, header: EntryHeader, given_up_to: LogPosition) -> Result<(), Violation> {
+        self.appended(header)?;
+        for (topic, queue, start) in self.starts.appended(&header) {
+            let batches = self.records.range(given_up_to..).map(|(_, record)| record.header);
+            let mut kept = batches
+                .filter(|header| header.kind == EntryKind::Batch && (header.topic, header.queue) == (topic, queue));
+            if let Some(kept) = kept.next() {
+                promise!(
+                    start <= kept.base_offset,
+                    "queue {topic}/{queue} starts at {start} now, and what stands from {given_up_to} on is kept: {}",
+                    describe(&kept)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a queue's kept messages begin.
+    pub fn start_of(&self, topic: TopicId, queue: QueueId) -> QueueOffset {
+        self.starts.of(topic, queue)
     }
 
     /// The entry at this position, if it counts.
@@ -217,6 +249,7 @@ impl Ledger {
         promise!(published == durable, "a start came up with published {published} and durable {durable}");
         promise!(end <= durable, "a start came up with durable {durable} below its last entry's end {end}");
         promise!(published >= owed, "a start came up at {published}, below {owed}, which must have survived");
+        self.starts.recovered(|position| self.records.contains_key(&position), adopted.as_ref());
         self.attempt = None;
         self.ring_lost = false;
         self.cuts += u64::from(!taken.records.is_empty());

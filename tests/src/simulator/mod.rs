@@ -27,6 +27,7 @@ mod process;
 mod producer;
 mod reader;
 mod simulation;
+mod starts;
 mod statistics;
 mod violation;
 mod work;

@@ -282,10 +282,11 @@ impl Shard {
         if let Some(outcome) = self.retention_tasks.poll(random) {
             let mut noted = Ok(());
             let append = |engine: &mut Engine, log: &mut Log<_, _>, entry: &StartsEntry| {
-                ledger.attempts(entry.draft);
+                ledger.attempts_starts(entry);
+                let given_up_to = log.oldest_segment().map_or(LogPosition(0), |oldest| oldest.end);
                 let appended = log.append(&entry.draft, &entry.payload, now).inspect_err(|_| ledger.refused())?;
                 let header = entry.draft.at(appended.position, log.epoch());
-                noted = ledger.appended(header);
+                noted = ledger.starts_moved(header, given_up_to);
                 if let Err(error) = engine.apply(&header, &entry.payload) {
                     noted = Err(Violation(format!("starts that were decided do not apply: {error}")));
                 }

@@ -70,7 +70,11 @@ impl Reader {
             }
             Refusal::OffsetTooOld { first } => {
                 let next = self.next.map_or(QueueOffset(0), |(_, next)| next);
-                promise!(next < *first, "a reader at offset {next} was told that {first} is the first that is kept");
+                let start = ledger.start_of(self.topic, self.queue);
+                promise!(
+                    next < *first && *first == start,
+                    "a reader at offset {next} was told that {first} is the first that is kept, and {start} is"
+                );
                 self.next = Some((Epoch::ANY, *first));
                 return Ok(());
             }

@@ -82,11 +82,7 @@ impl Simulation {
     pub fn new(seed: u64, planted: Option<Fault>, verbose: bool) -> Self {
         let mut random = Random::new(seed);
         let configuration = Configuration::random(&mut random, planted.and_then(Fault::in_log));
-        let mut settings = GroupSettings::random(&mut random.fork());
-        if configuration.gives_up() {
-            // Groups are judged by what they must all have been handed.
-            settings.one_in = 0;
-        }
+        let settings = GroupSettings::random(&mut random.fork());
         let shards = usize::from(configuration.shards);
         let machine = Machine::new(random.next_u64(), shards, configuration.conditions);
         machine.set_verbose(verbose);
@@ -299,7 +295,7 @@ impl Simulation {
             self.consumers.recovered(&home.engine)?;
         }
         for (shard, started) in (0..).zip(&mut process.shards) {
-            self.consumers.check_places(usize::from(shard), &started.engine)?;
+            self.consumers.check_places(usize::from(shard), &started.engine, &self.ledgers[usize::from(shard)])?;
             started.engine.plant(self.fault.and_then(Fault::in_groups));
             self.start_groups(shard, started);
         }

@@ -43,6 +43,7 @@ statistics! {
     restored: "starts from a checkpoint",
     retired: "segments retired",
     too_old: "readers told that their messages are kept no more",
+    skipped: "batches handed out behind what groups had not read and is kept no more",
     appended: "entries appended",
     acknowledged: "acknowledged",
     duplicates: "duplicates",

@@ -112,8 +112,12 @@ impl Simulation {
                 let running = &mut process.shards[shard];
                 if bytes.is_err() && batch.position < running.log.begins_at() {
                     // Its segment was retired meanwhile: the reader hears of that when it asks again.
-                    let _gone = running.engine.unsubscribe(owner, subscription);
-                    self.readers[owner.0 as usize].disconnected();
+                    let gone = running.engine.unsubscribe(owner, subscription);
+                    if !Consumers::is_member(owner) {
+                        self.readers[owner.0 as usize].disconnected();
+                    } else if gone.is_ok() {
+                        self.turn_was_given_up(shard, owner, subscription);
+                    }
                     continue;
                 }
                 let bytes = bytes.map_err(|error| Violation(format!("a read of the log failed: {error}")))?;

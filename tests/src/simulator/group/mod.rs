@@ -161,8 +161,8 @@ impl Consumers {
         self.known.recovered(home)
     }
 
-    pub fn check_places(&mut self, shard: usize, engine: &Engine) -> Result<(), Violation> {
-        self.ledger.check_places(shard, engine)
+    pub fn check_places(&mut self, shard: usize, engine: &Engine, ledger: &Ledger) -> Result<(), Violation> {
+        self.ledger.check_places(shard, engine, ledger)
     }
 
     fn heartbeat(&self) -> u64 {

@@ -224,7 +224,14 @@ impl Simulation {
                         self.machine.note(&("subscribes", &name, share, shard, id, place.offset));
                         let start = start_of(&process.shards[shard].engine, share)?;
                         let ledger = &mut self.consumers.ledger;
-                        ledger.subscribed((shard, id), share, (member, owner), start, place.offset)?;
+                        ledger.subscribed(
+                            (shard, id),
+                            share,
+                            (member, owner),
+                            start,
+                            place.offset,
+                            &self.ledgers[shard],
+                        )?;
                         Ok(id)
                     }
                     Err(refusal) => {
@@ -391,10 +398,11 @@ impl Simulation {
         subscription: SubscriptionId,
         batch: &BatchPlace,
     ) -> Result<(), Violation> {
-        let before = self.consumers.ledger.handed((shard, subscription), batch, &self.ledgers[shard])?;
+        let handed = self.consumers.ledger.handed((shard, subscription), batch, &self.ledgers[shard])?;
         self.machine.note(&("hands out", shard, subscription, batch.first_wanted, batch.end_offset(), batch.attempt));
         self.statistics.handed_out += 1;
-        self.statistics.handed_again += u64::from(before > 0);
+        self.statistics.handed_again += u64::from(handed.before > 0);
+        self.statistics.skipped += u64::from(handed.skipped);
         Ok(())
     }
 
@@ -417,6 +425,13 @@ impl Simulation {
         } else {
             running.engine.delivered(subscription);
         }
+    }
+
+    /// What a member was to be sent is no longer kept: its shard gave its subscription up, and it hears of that.
+    pub fn turn_was_given_up(&mut self, shard: usize, owner: ReaderOwner, subscription: SubscriptionId) {
+        self.machine.note(&("gave up", shard, subscription));
+        self.consumers.ledger.left(shard, subscription);
+        self.push_to(owner, Push::Ended { subscription });
     }
 
     /// A member's turn is to end, or has ended.

@@ -36,6 +36,11 @@ pub struct Book {
 }
 
 impl Book {
+    /// Where the group goes on in a queue that keeps its messages from `kept` on.
+    pub fn goes_on_at(&self, kept: QueueOffset) -> Option<QueueOffset> {
+        self.place().map(|place| place.max(kept))
+    }
+
     pub fn place(&self) -> Option<QueueOffset> {
         self.moves.last().map(|last| last.offset).or(self.began)
     }
@@ -66,7 +71,12 @@ pub fn end_of(share: Share, ledger: &Ledger) -> QueueOffset {
     batches(share, ledger).last().map_or(QueueOffset(0), EntryHeader::end_offset)
 }
 
-/// Where a group may begin: nothing that its start promises lies below.
+/// Where the queue's messages begin that are kept.
+pub fn start_of(share: Share, ledger: &Ledger) -> QueueOffset {
+    ledger.start_of(share.topic, share.queue)
+}
+
+/// Where a group may begin: nothing that its start promises, and that is kept, lies below.
 pub fn check_start(start: GroupStart, share: Share, first: QueueOffset, ledger: &Ledger) -> Result<(), Violation> {
     let latest = match start {
         GroupStart::Earliest => QueueOffset(0),
@@ -75,6 +85,7 @@ pub fn check_start(start: GroupStart, share: Share, first: QueueOffset, ledger: 
             .find(|header| header.store_time >= time)
             .map_or(QueueOffset(u64::MAX), |header| header.base_offset),
     };
+    let latest = latest.max(start_of(share, ledger));
     promise!(first <= latest, "{share:?} is to start at {start:?} and began at {first}, above {latest}");
     Ok(())
 }

@@ -7,7 +7,7 @@ use peregrine_broker::limits::ATTEMPT_STEPS_MAX;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{MemberId, Nanos, QueueId, QueueOffset, SubscriptionId, TopicId};
 
-use super::book::check_start;
+use super::book::{check_start, start_of};
 use super::{GroupLedger, Share};
 use crate::simulator::group::GROUP_DRAIN;
 use crate::simulator::group::wire::Assigned;
@@ -42,6 +42,15 @@ pub struct Turn {
     pub may_be_reset: bool,
 }
 
+/// What is to be said of a batch that was handed out.
+#[derive(Clone, Copy, Debug)]
+pub struct Handed {
+    /// How often its first message was handed out before.
+    pub before: u16,
+    /// The queue's start had gone past the group.
+    pub skipped: bool,
+}
+
 /// The newest assignment that a shard was told.
 pub type Newest = (u64, BTreeMap<(TopicId, QueueId), MemberId>);
 
@@ -60,15 +69,13 @@ impl GroupLedger {
         (member, owner): (MemberId, ReaderOwner),
         start: GroupStart,
         place: QueueOffset,
+        ledger: &Ledger,
     ) -> Result<(), Violation> {
         self.open(shard, share, start);
         let book = &self.books[&share];
         if let Some(last) = book.moves.last() {
-            promise!(
-                place == last.offset,
-                "a member of {share:?} was told place {place}, the log says {}",
-                last.offset
-            );
+            let goes_on = last.offset.max(start_of(share, ledger));
+            promise!(place == goes_on, "a member of {share:?} was told place {place}, the log says {goes_on}");
         }
         for turn in self.turns.values_mut().filter(|turn| turn.share == share && turn.member == member) {
             turn.replaced = true;
@@ -128,13 +135,13 @@ impl GroupLedger {
         newest.is_some_and(|(number, rows)| !rows.is_empty() && *number >= assigned.number)
     }
 
-    /// A shard hands a batch out. Returns how often its first message was handed out before.
+    /// A shard hands a batch out.
     pub fn handed(
         &mut self,
         (shard, id): (usize, SubscriptionId),
         batch: &BatchPlace,
         ledger: &Ledger,
-    ) -> Result<u16, Violation> {
+    ) -> Result<Handed, Violation> {
         let Some(turn) = self.turns.get(&(shard, id.0)) else {
             return Err(Violation(format!("offset {} was handed to a turn that had ended", batch.first_wanted)));
         };
@@ -171,7 +178,9 @@ impl GroupLedger {
 
         let Some(book) = self.books.get_mut(&share) else { unreachable!("a turn has a book") };
         promise!(!book.is_gone, "offset {first} of {share:?} was handed out though that is deleted");
-        let expected = turn.next.or(book.place());
+        // A start that went past the group takes it along.
+        let was_at = turn.next.or(book.place());
+        let expected = was_at.map(|at| at.max(start_of(share, ledger)));
         match expected {
             Some(expected) if first > expected => {
                 return Err(Violation(format!("{share:?} skips from offset {expected} to {first}")));
@@ -203,7 +212,7 @@ impl GroupLedger {
         if let Some(turn) = self.turns.get_mut(&(shard, id.0)) {
             turn.next = Some(end);
         }
-        Ok(before)
+        Ok(Handed { before, skipped: expected != was_at })
     }
 
     pub fn is_alive(&self, shard: usize, id: SubscriptionId) -> bool {
