@@ -1,4 +1,4 @@
-//! The command line: `peregrine-loadgen run`, `find-rate` and `table`.
+//! The command line: `peregrine-loadgen run`, `find-rate`, `replay`, `flush-ways` and `table`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub enum Command {
     FindRate(FindRateArgs),
     /// Read a topic from its beginning as fast as it comes, again and again; print MiB/s.
     Replay(ReplayArgs),
+    /// Flush single blocks in the ways that a log could, in turn, without a broker; print what each costs as a Markdown table.
+    FlushWays(FlushWaysArgs),
     /// Print reports that were written with --json side by side, as a Markdown table.
     Table {
         /// Only the rows of a table of highest rates: level, messages a second, acknowledged p50 / p99 / p99.99.
@@ -156,6 +158,23 @@ pub struct ReplayArgs {
     /// The core of its thread. Otherwise one that no shard owns.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cores: Vec<usize>,
+}
+
+/// `flush-ways`.
+#[derive(Clone, Debug, Args)]
+pub struct FlushWaysArgs {
+    /// A directory of the file system.
+    #[arg(long, value_name = "DIR")]
+    pub directory: PathBuf,
+    /// Flushes a second, at the most.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: u64,
+    /// How long each way is measured in each round.
+    #[arg(long, value_parser = duration, default_value = "2s")]
+    pub duration: Duration,
+    /// How often all ways are measured, in turn.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
 }
 
 /// `find-rate`.

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use peregrine_loadgen::cli::{Cli, Command, FindRateArgs, RunArgs};
+use peregrine_loadgen::cli::{Cli, Command, FindRateArgs, FlushWaysArgs, RunArgs};
+use peregrine_loadgen::clock::Clock;
 use peregrine_loadgen::find_rate::find_rate;
+use peregrine_loadgen::floor::ways::{self, Comparison};
 use peregrine_loadgen::markdown;
 use peregrine_loadgen::report::Report;
 use peregrine_loadgen::run::{RunError, replay, run};
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
             println!("{rate:.1} MiB/s");
             ExitCode::SUCCESS
         }),
+        Command::FlushWays(args) => flush_ways(args),
         Command::Table { reports, highest } => table(reports, *highest),
     };
     done.unwrap_or_else(|error| {
@@ -56,6 +59,14 @@ fn search(args: &FindRateArgs, command: &str) -> Result<ExitCode, RunError> {
         written(path, best.write_json(path))?;
     }
     Ok(verdict(&best))
+}
+
+fn flush_ways(args: &FlushWaysArgs) -> Result<ExitCode, RunError> {
+    let span = u64::try_from(args.duration.as_nanos()).unwrap_or(u64::MAX);
+    let comparison = Comparison { rate: args.rate, span, rounds: args.rounds };
+    let compared = ways::compare(&args.directory, comparison, Clock::start());
+    print!("{}", compared.map_err(|source| RunError::File { path: args.directory.clone(), source })?);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn table(paths: &[PathBuf], highest: bool) -> Result<ExitCode, RunError> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::clock::{Clock, Ns, SECOND};
 use crate::latency::Latencies;
 
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 /// The file: 32 MiB, written from its beginning again when its end is reached.
 const FILE_BLOCKS: u64 = 8192;
 /// Blocks zeroed by one write.
@@ -27,21 +27,30 @@ pub struct FlushFloor {
 
 /// Bytes that begin on a block boundary in memory, as direct writes ask.
 #[derive(Debug)]
-struct Blocks {
+pub(super) struct Blocks {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Blocks {
-    fn new(count: usize) -> Self {
+    pub fn new(count: usize) -> Self {
         let bytes = vec![0_u8; (count + 1) * BLOCK];
         let start = bytes.as_ptr().align_offset(BLOCK);
         Self { bytes, start }
     }
 
-    fn get(&mut self, count: usize) -> &mut [u8] {
+    pub fn get(&mut self, count: usize) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + count * BLOCK]
     }
+}
+
+/// Writes zeros to the first blocks of a file that is open for direct writes.
+pub(super) fn zero(file: &File, count: u64) -> io::Result<()> {
+    let mut blocks = Blocks::new(ZERO_BLOCKS as usize);
+    for at in (0..count).step_by(ZERO_BLOCKS as usize) {
+        file.write_all_at(blocks.get(ZERO_BLOCKS as usize), at * BLOCK as u64)?;
+    }
+    Ok(())
 }
 
 impl FlushFloor {
@@ -50,10 +59,7 @@ impl FlushFloor {
         let path = directory.join(format!("loadgen-flush-floor-{}.tmp", std::process::id()));
         let open = |flags| OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(&path);
         let zeroed = open(libc::O_DIRECT)?;
-        let mut blocks = Blocks::new(ZERO_BLOCKS as usize);
-        for at in (0..FILE_BLOCKS).step_by(ZERO_BLOCKS as usize) {
-            zeroed.write_all_at(blocks.get(ZERO_BLOCKS as usize), at * BLOCK as u64)?;
-        }
+        zero(&zeroed, FILE_BLOCKS)?;
         zeroed.sync_data()?;
         File::open(directory)?.sync_all()?;
         let file = open(libc::O_DIRECT | libc::O_DSYNC)?;

@@ -5,10 +5,13 @@
 //! - [`hiccup`]: how late a thread that only spins comes to the run's due instants;
 //! - [`echo`]: the run's frames, connections and schedule against a bare echo of the broker's runtime on its core;
 //! - [`flush`]: single-block synchronous direct writes on the data directory's file system, one at a time.
+//!
+//! [`ways`] stands beside them: it compares the broker's way of flushing with others, by a command of its own.
 
 pub mod echo;
 pub mod flush;
 pub mod hiccup;
+pub mod ways;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
