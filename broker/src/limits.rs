@@ -110,6 +110,25 @@ pub const LOOK_UPS_AT_ONCE: usize = 16;
 /// A fetch that waits for an index to be made looks again after so long, at the latest: the log may have been closed.
 pub const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
+// --- Messages looked up by id and key --------------------------------------------------------------------------------------
+
+/// Of one shard, those that wait and the answers that wait for their sockets included: 16 × [`FOUND_BYTES`] are 4 MiB, unless single
+/// messages are larger. More are answered `Busy`.
+pub const SEARCHES_PER_SHARD: usize = 16;
+/// And of one connection at one shard.
+pub const SEARCHES_PER_CONNECTION: usize = 4;
+/// That are carried out side by side: each does one step, and holds one block, between two turns of the reactor.
+pub const SEARCHES_AT_ONCE: usize = 2;
+/// Bytes of records in one answer, unless its first alone is larger: it is made in memory.
+pub const FOUND_BYTES: usize = 256 * KIB;
+/// Bytes of the log that are looked at for one answer, or one batch: some 32 reads of [`COLD_READ`], after which the asker is told where
+/// to go on.
+pub const SEARCH_BYTES: u64 = 8 * MIB as u64;
+/// What a search does between two turns of the reactor, as it counts its own work; a read of [`STEP`] bytes may come on top.
+pub const SEARCH_STEP: Nanos = Nanos::from_micros(20);
+/// The first look in front of a position for the entry that holds it; the next ones are larger, up to [`STEP`].
+pub const SEARCH_BACK: usize = 4 * KIB;
+
 // --- Requests --------------------------------------------------------------------------------------------------------------
 
 /// Requests of one connection that are not answered yet; above it the socket is not read. 64 batches in flight for each of 64

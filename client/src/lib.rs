@@ -9,6 +9,7 @@ mod admin;
 mod client;
 mod consumer;
 pub mod error;
+mod find;
 pub mod group;
 pub mod idempotence;
 mod link;
@@ -21,6 +22,7 @@ pub use admin::{Admin, Description, Group, GroupDescription, Member, Offset, Que
 pub use client::{Client, ClientBuilder, Topic};
 pub use consumer::{Acks, Consumer, ConsumerBuilder};
 pub use error::{Error, Refusal, Result};
+pub use find::{Find, FindBuilder};
 pub use idempotence::Loss;
 pub use message::{Delivery, Message};
 pub use producer::{Acknowledged, Producer, ProducerBuilder, Receipt};
@@ -30,4 +32,5 @@ pub use peregrine_protocol::error::ErrorCode;
 pub use peregrine_protocol::ids::{
     DurableLevel, Epoch, GroupId, MemberId, MessageId, Nanos, QueueId, QueueOffset, Sequence, ShardId, TopicId,
 };
+pub use peregrine_protocol::locator::{BadLocator, MessageLocator};
 pub use peregrine_protocol::message::{Start, Stats};

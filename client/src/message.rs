@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use peregrine_protocol::checksum::crc32;
-use peregrine_protocol::entry::Codec;
+use peregrine_protocol::entry::{Codec, DirectoryId};
 use peregrine_protocol::ids::{DurableLevel, Epoch, MessageId, Nanos, QueueId, QueueOffset, ShardId, TopicId};
-use peregrine_protocol::message::BatchHead;
+use peregrine_protocol::locator::MessageLocator;
+use peregrine_protocol::message::{BatchHead, FoundHead};
 use peregrine_protocol::record::{Batch, Record, RecordDraft, SectionNumber, push_property};
 
 use crate::error::{Error, Result};
@@ -124,8 +125,8 @@ pub struct Delivery {
     pub store_time: Nanos,
     /// When the producer made it, if it said so.
     pub born_time: Option<Nanos>,
-    /// Its id in the whole broker.
-    pub id: MessageId,
+    /// Its id in the whole broker, for ever: what [`crate::Client::get_message`] takes.
+    pub id: MessageLocator,
     /// The key, if any.
     pub key: Option<Bytes>,
     /// The tag, if any.
@@ -166,8 +167,8 @@ impl ReceivedBatch {
         self
     }
 
-    /// Checks the payload's checksum and every record's, and answers the wanted messages in order.
-    pub fn messages(&self, topic: &Arc<str>) -> Result<Vec<Delivery>> {
+    /// Checks the payload's checksum and every record's, and answers the wanted messages in order. `directory`: the broker's.
+    pub fn messages(&self, topic: &Arc<str>, directory: DirectoryId) -> Result<Vec<Delivery>> {
         let corrupt = Error::Corrupt { queue: self.queue, offset: self.head.base_offset };
         if self.head.flags.codec() != Codec::None {
             return Err(Error::protocol("a batch that is compressed in a way that this client does not know"));
@@ -181,34 +182,79 @@ impl ReceivedBatch {
             .zip(batch.records())
             .skip(skipped)
             .take_while(|(index, _)| self.end.is_none_or(|end| self.head.base_offset + *index < end))
-            .map(|(index, record)| self.message(topic, index, &record.map_err(|_| corrupt.clone())?))
+            .map(|(index, record)| self.message(topic, directory, index, &record.map_err(|_| corrupt.clone())?))
             .collect()
     }
 
-    fn message(&self, topic: &Arc<str>, index: u64, record: &Record<'_>) -> Result<Delivery> {
-        let corrupt = || Error::Corrupt { queue: self.queue, offset: self.head.base_offset + index };
-        let slice = |bytes: &[u8]| self.payload.slice_ref(bytes);
-        let mut properties = Vec::new();
-        for pair in record.properties() {
-            let (name, value) = pair.map_err(|_| corrupt())?;
-            properties.push((name.to_owned(), value.to_owned()));
-        }
-        Ok(Delivery {
-            topic: topic.clone(),
+    fn message(&self, topic: &Arc<str>, directory: DirectoryId, index: u64, record: &Record<'_>) -> Result<Delivery> {
+        let offset = self.head.base_offset + index;
+        let place = Place {
+            topic,
             queue: self.queue,
-            offset: self.head.base_offset + index,
+            offset,
             epoch: self.head.epoch,
             store_time: self.head.store_time,
+            id: self.head.message_id(self.shard, record.payload_offset()),
+            attempt: self.head.attempt,
+        };
+        place.delivery(directory, &self.payload, record).ok_or(Error::Corrupt { queue: self.queue, offset })
+    }
+}
+
+/// Where a message stands.
+struct Place<'a> {
+    topic: &'a Arc<str>,
+    queue: QueueId,
+    offset: QueueOffset,
+    epoch: Epoch,
+    store_time: Nanos,
+    id: Option<MessageId>,
+    attempt: u16,
+}
+
+impl Place<'_> {
+    /// The message of a record that lies in `bytes`; none where it makes no sense.
+    fn delivery(self, directory: DirectoryId, bytes: &Bytes, record: &Record<'_>) -> Option<Delivery> {
+        let slice = |part: &[u8]| bytes.slice_ref(part);
+        let mut properties = Vec::new();
+        for pair in record.properties() {
+            let (name, value) = pair.ok()?;
+            properties.push((name.to_owned(), value.to_owned()));
+        }
+        Some(Delivery {
+            topic: self.topic.clone(),
+            queue: self.queue,
+            offset: self.offset,
+            epoch: self.epoch,
+            store_time: self.store_time,
             born_time: record.instant(SectionNumber::BornTime),
-            id: self.head.message_id(self.shard, record.payload_offset()).ok_or_else(corrupt)?,
+            id: MessageLocator::new(directory, self.id?, record.checksum()),
             key: record.key().map(slice),
             tag: record.tag().map(str::to_owned),
             properties,
             body: record.section(SectionNumber::Body).map(slice).unwrap_or_default(),
-            attempt: self.head.attempt,
+            attempt: self.attempt,
             token: None,
         })
     }
+}
+
+/// A message that was looked up, with its record filled as a batch holds it.
+pub(crate) fn found(
+    topic: &Arc<str>,
+    shard: ShardId,
+    directory: DirectoryId,
+    head: &FoundHead,
+    record: &[u8],
+) -> Result<Delivery> {
+    let corrupt = || Error::Corrupt { queue: head.queue, offset: head.offset };
+    let bytes = Bytes::copy_from_slice(record);
+    let batch = Batch::new(&bytes, 1).map_err(|_| corrupt())?;
+    let record = batch.records().next().ok_or_else(corrupt)?.map_err(|_| corrupt())?;
+    let &FoundHead { queue, offset, epoch, position, store_time, .. } = head;
+    let id = Some(MessageId::new(shard, position));
+    let place = Place { topic, queue, offset, epoch, store_time, id, attempt: 0 };
+    place.delivery(directory, &bytes, &record).ok_or_else(corrupt)
 }
 
 #[cfg(test)]
@@ -247,15 +293,15 @@ mod tests {
     #[test]
     fn a_batch_gives_its_wanted_messages_with_their_offsets() {
         let mut received = batch(&["one", "", "three"]);
-        let messages = received.messages(&"t".into()).expect("whole");
+        let messages = received.messages(&"t".into(), DirectoryId(1)).expect("whole");
         assert_eq!(messages.iter().map(|m| m.offset.0).collect::<Vec<_>>(), [10, 11, 12]);
         assert_eq!(messages[2].body, "three");
         assert_eq!(messages[1].body, "");
         assert_eq!(messages[0].key.as_deref(), Some(&b"k"[..]));
         assert_eq!(messages[0].properties, [("a".to_owned(), "b".to_owned())]);
-        assert_eq!((messages[0].id.shard(), messages[0].id.position()), (ShardId(1), LogPosition(4096 + 96)));
+        assert_eq!(messages[0].id.id, MessageId::new(ShardId(1), LogPosition(4096 + 96)));
         received.head.first_wanted = QueueOffset(12);
-        let messages = received.messages(&"t".into()).expect("whole");
+        let messages = received.messages(&"t".into(), DirectoryId(1)).expect("whole");
         assert_eq!((messages.len(), messages[0].offset, received.wanted()), (1, QueueOffset(12), 1));
     }
 
@@ -266,7 +312,7 @@ mod tests {
             let mut bytes = whole.payload.to_vec();
             bytes[at] ^= 0x10;
             let flipped = ReceivedBatch { payload: bytes.into(), ..whole.clone() };
-            assert!(matches!(flipped.messages(&"t".into()), Err(Error::Corrupt { .. })), "byte {at}");
+            assert!(matches!(flipped.messages(&"t".into(), DirectoryId(1)), Err(Error::Corrupt { .. })), "byte {at}");
         }
     }
 }

@@ -75,6 +75,9 @@ error_table! {
     UnknownGroup = 26, FINAL, "there is no such consumer group";
     GroupDeleted = 27, FINAL, "the consumer group was deleted";
     GroupInUse = 28, FINAL, "the consumer group has members";
+    /// There never was one, another one has its place, or it is not to be seen yet.
+    UnknownMessage = 29, FINAL, "there is no such message";
+    MessageTooOld = 30, FINAL, "the message is no longer kept";
 
     // The state of the shard.
     /// Carries the time to wait.

@@ -62,6 +62,8 @@ kinds! {
     Produce = 16,
     Fetch = 17,
     LookUp = 18,
+    GetMessage = 19,
+    FindMessages = 20,
     Subscribe = 32,
     Unsubscribe = 33,
     Credit = 34,

@@ -176,6 +176,12 @@ impl MessageId {
         Self((shard.0 as u64) << Self::POSITION_BITS | units)
     }
 
+    /// The same of numbers that came from elsewhere.
+    pub fn checked(shard: ShardId, position: LogPosition) -> Option<Self> {
+        let fits = position.0 < Self::POSITION_LIMIT && position.0.is_multiple_of(Self::UNIT) && shard.0 < SHARDS_MAX;
+        fits.then(|| Self::new(shard, position))
+    }
+
     pub fn shard(self) -> ShardId {
         ShardId((self.0 >> Self::POSITION_BITS) as u16)
     }

@@ -4,6 +4,7 @@
 //! generator, simulator and fuzzers use the same code.
 //!
 //! - [`ids`], [`limits`], [`error`], [`name`]: newtypes, bounds, the table of errors, what a name may be;
+//! - [`locator`]: how a message is named;
 //! - [`checksum`], [`placement`]: CRC32, and which shard and queue a message belongs to;
 //! - [`entry`]: the unit of the log; [`record`]: the messages in a batch;
 //! - [`preamble`], [`frame`]: how a connection is cut into frames; [`message`]: what they mean.
@@ -15,6 +16,7 @@ pub mod frame;
 mod generated;
 pub mod ids;
 pub mod limits;
+pub mod locator;
 pub mod message;
 pub mod name;
 pub mod placement;

@@ -78,6 +78,10 @@ pub const IN_FLIGHT_MAX: u64 = 64;
 pub const PAGE_ITEMS_MAX: u32 = 1_024;
 /// Batches in one fetch answer.
 pub const FETCH_BATCHES_MAX: u32 = 1_024;
+/// Messages in one answer to a look-up by key.
+pub const FOUND_MAX: u32 = 256;
+/// Bytes of a key that messages are looked up by; with the rest of its request far below [`FRAME_HEADER_MAX`].
+pub const FIND_KEY_MAX: usize = 64 << 10;
 /// Bytes of a client's instance id, and of an authentication mechanism's name.
 pub const CLIENT_TEXT_MAX: usize = 255;
 /// Bytes of authentication data in a hello.

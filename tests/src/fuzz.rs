@@ -7,19 +7,22 @@
 //! This file imports nothing but the protocol, because `tests/fuzz/` includes it without the rest of this crate.
 
 use peregrine_protocol::checksum::{crc32, crc32_after};
-use peregrine_protocol::entry::{DirectorySecret, ENTRY_MAGIC, ENTRY_VERSION, Entry, EntrySeal, PadHeader};
+use peregrine_protocol::entry::{DirectorySecret, ENTRY_MAGIC, ENTRY_VERSION, Entry, EntryFlags, EntrySeal, PadHeader};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{self, Frame, Kind, Received, Sender};
 use peregrine_protocol::ids::{
-    Correlation, Epoch, GroupId, LogPosition, MemberId, Nanos, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId,
+    Correlation, DurableLevel, Epoch, GroupId, LogPosition, MemberId, MessageId, Nanos, QueueId, QueueOffset, ShardId,
+    SubscriptionId, TopicId,
 };
 use peregrine_protocol::limits::{
     ENTRY_ALIGN, ENTRY_HEADER_LEN, FRAME_HEAD_LEN, PAD_HEADER_LEN, RECORD_ALIGN, RECORD_HEADER_LEN,
 };
+use peregrine_protocol::locator::MessageLocator;
 use peregrine_protocol::message::{
     Ack, Answer, AssignedQueue, Assignment, CreateGroup, CreateTopic, Credit, DescribeGroupAnswer, ErrorAnswer, Fetch,
-    GroupLagAnswer, GroupRow, GroupTopic, Heartbeat, Hello, JoinGroup, LagRow, ListGroupsAnswer, MemberRow, Metadata,
-    Mode, Request, Revoke, Start, Stats, StatsAnswer, Subscribe,
+    FindMessages, Found, FoundBody, FoundHead, GetMessage, GroupLagAnswer, GroupRow, GroupTopic, Heartbeat, Hello,
+    JoinGroup, LagRow, ListGroupsAnswer, MemberRow, Metadata, Mode, Request, Revoke, Start, Stats, StatsAnswer,
+    Subscribe,
 };
 use peregrine_protocol::preamble::{PREAMBLE, PROTOCOL_VERSION, check_preamble};
 use peregrine_protocol::record::{Batch, RecordDraft, push_property};
@@ -32,12 +35,13 @@ pub struct Body {
 }
 
 /// Every body there is.
-pub const BODIES: [Body; 5] = [
+pub const BODIES: [Body; 6] = [
     Body { name: "preamble", run: preamble, samples: preamble_samples },
     Body { name: "frames", run: frames, samples: frame_samples },
     Body { name: "entry", run: entry, samples: entry_samples },
     Body { name: "batch", run: batch, samples: batch_samples },
     Body { name: "message", run: message, samples: message_samples },
+    Body { name: "locator", run: locator, samples: locator_samples },
 ];
 
 /// Small, so that lengths near the bound are met.
@@ -217,6 +221,18 @@ fn batch_samples() -> Vec<Vec<u8>> {
     vec![batch]
 }
 
+/// A text that is taken for a message's id says the same when it is written.
+pub fn locator(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    if let Ok(locator) = text.parse::<MessageLocator>() {
+        assert_eq!(locator.to_string(), text.to_ascii_lowercase(), "an id with two meanings");
+    }
+}
+
+fn locator_samples() -> Vec<Vec<u8>> {
+    vec![b"00c000000000020c55ac7af9".to_vec(), b"FFFFFFFFFFFFFFFFFFFFFFFF".to_vec()]
+}
+
 /// A frame as it is, and the input as header and body of a sound frame: what is accepted says the same when it is sent on.
 pub fn message(data: &[u8]) {
     if let Ok(Received::Frame(frame)) = frame::decode(data, FRAME_MAX) {
@@ -266,6 +282,15 @@ fn message_samples() -> Vec<Vec<u8>> {
     let (oldest_unread, holder) = (Some(Nanos(3)), Some(member));
     let lag = LagRow { queue, offset, epoch, committed: true, end: QueueOffset(9), oldest_unread, holder };
     let (ids, queues, rows, lags) = ([topic], [AssignedQueue { topic, queue }; 3], [row; 2], [lag; 2]);
+    let from = LogPosition(4192);
+    let mut record = Vec::new();
+    RecordDraft { key: Some(b"key"), body: b"body", ..RecordDraft::default() }.append_to(&mut record);
+    record.truncate(RECORD_HEADER_LEN + 8 + 3 + 8 + 4);
+    let flags = EntryFlags::for_level(DurableLevel::Synced);
+    let (store_time, record_length) = (Nanos(5), record.len() as u32);
+    let mut body = FoundBody::default();
+    body.push(&FoundHead { queue, offset, epoch, position: from, store_time, record_length, flags }, &record);
+    let found = Found { topic, name: "orders", shard: SHARD, messages: body.messages(), next: None };
     let requests = [
         Request::Hello(Hello { client: "fuzz", software: "fuzz 1", shard: Some(SHARD), ..Hello::default() }),
         Request::Ping,
@@ -280,6 +305,8 @@ fn message_samples() -> Vec<Vec<u8>> {
             credit_messages: 1,
             credit_bytes: 4096,
         }),
+        Request::GetMessage(GetMessage { message: MessageLocator { id: MessageId(9), check: 8 } }),
+        Request::FindMessages(FindMessages { topic, key: b"key", begin: Nanos(1), end: Nanos(9), from, limit: 5 }),
         Request::Credit(Credit { subscription, messages: 1, bytes: 4096 }),
         Request::Ack(Ack { subscription, epoch, offset }),
         Request::Stats(Stats::Latency),
@@ -298,6 +325,8 @@ fn message_samples() -> Vec<Vec<u8>> {
     let answers = [
         Answer::Error(ErrorAnswer::new(ErrorCode::Malformed)),
         Answer::Stats(StatsAnswer { what: Stats::Shards, json: b"{}" }),
+        Answer::GetMessage(found),
+        Answer::FindMessages(Found { next: Some(from), ..found }),
         Answer::Revoke(Revoke { subscription }),
         Answer::Assignment(Assignment { group, member, number: 4, queues: queues[..].into() }),
         Answer::ListGroups(ListGroupsAnswer { groups: rows[..].into(), more: true }),

@@ -9,7 +9,7 @@ use super::indexed::IndexQuestion;
 use super::queue::{Queue, QueueKey};
 use super::reader::{BatchPlace, Credit, ReaderOwner};
 use super::refusal::Refusal;
-use super::{Engine, Phase, StartAt};
+use super::{Engine, Phase, StartAt, Topic};
 
 /// A place in a queue, and where the queue begins and ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,21 @@ impl Engine {
             Some(queue) if !queue.index.is_held(offset) => Err(queue.index.dropped_end()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether whoever looks a message up by other means may see it: its queue keeps it, and it has reached its level.
+    pub fn is_shown(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> Result<bool, Refusal> {
+        self.check_queue(topic, queue)?;
+        match self.queues.by_key(QueueKey { topic, queue }) {
+            Some(queue) if offset < queue.start => Err(Refusal::OffsetTooOld { first: queue.start }),
+            Some(queue) => Ok(offset < queue.visible),
+            None => Ok(false),
+        }
+    }
+
+    /// The topic of that id, for whoever asks for it by nothing else.
+    pub fn known_topic(&self, topic: TopicId) -> Result<&Topic, Refusal> {
+        self.check_topic(topic)
     }
 
     /// One round of reading from (epoch, offset): the visible batches from there on that the limits allow go into `batches`.

@@ -11,6 +11,7 @@
 //! | `mark` | how far the log was durable, for a start that finds nothing else |
 //! | `reader` | old entries, from the disk |
 //! | [`index`] | the indexes of sealed segments: made in the background, and asked |
+//! | [`search`] | messages by position and by key |
 //! | `window` | the entries of a segment one after the other, good told from bad |
 //! | [`disk`] | the traits that all I/O goes through; io_uring and tmpfs, and the simulated machine |
 //! | [`fault`] | switches for tests and the simulator's planted defects |
@@ -38,6 +39,7 @@ mod placement;
 mod reader;
 mod recovery;
 mod ring;
+pub mod search;
 mod segment;
 mod sequential;
 mod task;

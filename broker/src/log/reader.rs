@@ -138,6 +138,13 @@ impl<D: Disk> LogReader<D> {
         cache.get(Space::Log, needed.clone(), block.clone(), on_device).await
     }
 
+    /// Base and end of the first segment that ends behind `position`.
+    pub fn segment_behind(&self, position: LogPosition) -> Option<Range<LogPosition>> {
+        let segments = self.segments.borrow();
+        let place = segments.by_base.partition_point(|segment| segment.end <= position);
+        segments.by_base.get(place).map(|segment| segment.base..segment.end)
+    }
+
     /// Base and end of the oldest segment.
     pub(super) fn oldest(&self) -> Option<(LogPosition, LogPosition)> {
         self.segments.borrow().by_base.first().map(|segment| (segment.base, segment.end))

@@ -263,7 +263,7 @@ impl Executor {
     pub fn reader_ended(&self, connection: &Connection) {
         connection.read_ended.set(true);
         // What it fetched is still answered: a client may end its sending side first.
-        connection.outlet.held.borrow_mut().retain(|held| matches!(held, Held::Fetch(_)));
+        connection.outlet.held.borrow_mut().retain(Held::is_answer);
         for shard in self.local_shards() {
             shard.detach(connection.id);
         }

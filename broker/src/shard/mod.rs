@@ -40,6 +40,7 @@ pub mod router;
 pub mod run;
 pub mod runtime;
 pub mod seams;
+pub mod search;
 pub mod stages;
 pub mod startup;
 pub mod state;

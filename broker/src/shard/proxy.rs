@@ -164,6 +164,13 @@ fn step(executor: &Rc<Executor>, proxy: &Proxy) -> Step {
             executor.answer_late(proxy.executor, proxy.connection, frame);
             Step::Sent
         }
+        Some(Held::Found(answer)) => {
+            let frame = std::mem::take(&mut answer.frame);
+            held.pop_front();
+            proxy.window.set(proxy.window.get() - frame.len() as isize);
+            executor.answer_late(proxy.executor, proxy.connection, frame);
+            Step::Sent
+        }
     }
 }
 

@@ -13,13 +13,13 @@ use crate::shard::proxy;
 use crate::shard::reports;
 use crate::shard::router::{Asker, Wait};
 use crate::shard::state::Shard;
-use crate::shard::{answers, produce, subscriptions};
+use crate::shard::{answers, produce, search, subscriptions};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{Frame, Kind, Sender};
 use peregrine_protocol::ids::{Correlation, Nanos, QueueOffset, ShardId};
 use peregrine_protocol::message::{
-    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, LookUp, LookUpAnswer, Mode, Produce, ProduceHead, Request,
-    Start, Subscribe, SubscribeAnswer, Unsubscribe,
+    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, GetMessage, LookUp, LookUpAnswer, Mode, Produce, ProduceHead,
+    Request, Start, Subscribe, SubscribeAnswer, Unsubscribe,
 };
 use peregrine_protocol::preamble::PROTOCOL_VERSION;
 use std::rc::Rc;
@@ -38,6 +38,11 @@ pub fn subscription_shard(frame: &Frame<'_>) -> Option<ShardId> {
         _ => return None,
     };
     Some(subscriptions::from_wire(id).0)
+}
+
+/// The shard whose log a message's id points into.
+pub fn message_shard(frame: &Frame<'_>) -> Option<ShardId> {
+    Some(GetMessage::decode(frame.header).ok()?.message.id.shard())
 }
 
 /// Handles a request at this shard.
@@ -89,6 +94,8 @@ pub fn handle(
         Request::Ack(given) => return group::places::ack(executor, shard, asker, correlation, &given),
         Request::Fetch(asked) => return fetch(executor, shard, asker, correlation, &asked),
         Request::LookUp(asked) => return look_up(executor, shard, asker, correlation, &asked),
+        Request::GetMessage(asked) => return search::get(executor, shard, asker, correlation, &asked),
+        Request::FindMessages(asked) => return search::find(executor, shard, asker, correlation, &asked),
         Request::Stats(what) => reports::answer(executor, asker, correlation, what),
         Request::CreateGroup(asked) => {
             let topics = asked.topics.iter().map(|topic| (topic.topic, topic.start)).collect();

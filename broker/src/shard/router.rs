@@ -56,6 +56,10 @@ pub fn route(executor: &Rc<Executor>, asker: Asker, frame: &Frame<'_>, received_
             Some(shard) if shard.0 < executor.layout.shards => shard,
             _ => executor.shard_of_asker(asker),
         },
+        Some(Kind::GetMessage) => match requests::message_shard(frame) {
+            Some(shard) if shard.0 < executor.layout.shards => shard,
+            _ => executor.shard_of_asker(asker),
+        },
         _ => executor.shard_of_asker(asker),
     };
     match route_to(executor, shard, asker, frame, received_at) {

@@ -31,6 +31,7 @@ use crate::shard::mesh_messages::CatalogueAsked;
 use crate::shard::open_log::OpenLog;
 use crate::shard::peers::PeerId;
 use crate::shard::router::{Asker, is_large};
+use crate::shard::search::Searches;
 use crate::shard::stages::{Stage, Stages};
 use crate::shard::{answers, catalogue};
 use peregrine_protocol::entry::{Entry, EntryHeader, EntryKind, EntrySeal, entry_len};
@@ -112,6 +113,7 @@ pub struct Shard {
     pub read_failed: Cell<bool>,
     room_waiters: Crowd,
     pub look_ups: LookUps,
+    pub searches: Searches,
     /// Wait for an index to be made.
     pub index_news: Crowd,
 }
@@ -160,6 +162,7 @@ impl Shard {
             read_failed: Cell::new(false),
             room_waiters: Crowd::default(),
             look_ups: LookUps::default(),
+            searches: Searches::default(),
             index_news: Crowd::default(),
         })
     }

@@ -1,10 +1,11 @@
 //! What may be said on the command line.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use peregrine_client::{DurableLevel, Stats};
+use peregrine_client::{DurableLevel, MessageLocator, QueueId, QueueOffset, Stats};
 
 /// The command line of the Peregrine message broker
 #[derive(Debug, Parser)]
@@ -29,6 +30,9 @@ pub enum Command {
     Produce(ProduceOptions),
     /// Print the messages of a topic
     Consume(ConsumeOptions),
+    /// Look messages up: one by its id or its place, all with a key
+    #[command(subcommand)]
+    Message(MessageCommand),
     /// What the broker measures of itself
     Stats(StatsOptions),
 }
@@ -83,6 +87,62 @@ pub enum GroupCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum MessageCommand {
+    /// Show one message
+    Get {
+        /// Its id, as `produce --ids` and `consume --format json` print it, or its place, TOPIC/QUEUE@OFFSET
+        #[arg(value_name = "ID")]
+        message: Which,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// List the messages of a topic that have a key, in the order in which they were stored
+    Find(FindOptions),
+}
+
+/// What names a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    Id(MessageLocator),
+    Place { topic: String, queue: QueueId, offset: QueueOffset },
+}
+
+impl FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(id) = text.parse() {
+            return Ok(Self::Id(id));
+        }
+        let place = text.rsplit_once('@').and_then(|(rest, offset)| {
+            let (topic, queue) = rest.rsplit_once('/')?;
+            let (queue, offset) = (queue.parse().ok()?, offset.parse().ok()?);
+            Some(Self::Place { topic: topic.to_owned(), queue: QueueId(queue), offset: QueueOffset(offset) })
+        });
+        place.ok_or_else(|| "an id has 24 hexadecimal digits, a place is TOPIC/QUEUE@OFFSET".to_owned())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct FindOptions {
+    pub topic: String,
+    /// The whole key
+    #[arg(long, value_name = "KEY")]
+    pub key: String,
+    /// Stored then or later: an instant like 2026-08-01T12:00:00Z, or a time ago like 15m
+    #[arg(long, value_name = "TIME")]
+    pub begin: Option<String>,
+    /// Stored before that
+    #[arg(long, value_name = "TIME")]
+    pub end: Option<String>,
+    /// Show at most so many
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
 #[derive(Debug, Args)]
 pub struct ListOptions {
     /// Only those whose names start so
@@ -124,6 +184,9 @@ pub struct ProduceOptions {
     /// Send all to this queue
     #[arg(long, value_name = "N")]
     pub queue: Option<u32>,
+    /// Print where each line went, `TOPIC/QUEUE@OFFSET ID`, in the order of the lines
+    #[arg(long)]
+    pub ids: bool,
     /// How long to keep trying while the broker is away
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub timeout: Duration,
@@ -212,6 +275,22 @@ mod tests {
     #[test]
     fn the_declaration_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn messages_are_named_by_id_or_place() {
+        let place = |topic: &str, queue, offset| Which::Place {
+            topic: topic.to_owned(),
+            queue: QueueId(queue),
+            offset: QueueOffset(offset),
+        };
+        assert_eq!("orders/3@17".parse(), Ok(place("orders", 3, 17)));
+        assert_eq!("space/orders/0@0".parse(), Ok(place("space/orders", 0, 0)));
+        let id = "00c000000000020c55ac7af9";
+        assert_eq!(id.parse(), Ok(Which::Id(id.parse().expect("an id"))));
+        for text in ["", "orders", "orders@3", "orders/3", "orders/x@1", "orders/1@-1", &id[1..]] {
+            assert!(text.parse::<Which>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub fn print(message: &Delivery, format: Format, out: &mut impl Write) -> io::Re
 }
 
 /// Bytes that are not UTF-8 stand in a field named `…_base64`.
-fn as_json(message: &Delivery) -> Value {
+pub fn as_json(message: &Delivery) -> Value {
     let mut fields = Map::new();
     let mut bytes = |name: &str, bytes: &[u8]| match str::from_utf8(bytes) {
         Ok(text) => fields.insert(name.to_owned(), Value::from(text)),
@@ -90,7 +90,7 @@ fn as_json(message: &Delivery) -> Value {
     fields.insert("queue".to_owned(), json!(message.queue.0));
     fields.insert("offset".to_owned(), json!(message.offset.0));
     fields.insert("epoch".to_owned(), json!(message.epoch.0));
-    fields.insert("id".to_owned(), json!(format!("{:016x}", message.id.0)));
+    fields.insert("id".to_owned(), json!(message.id.to_string()));
     fields.insert("stored".to_owned(), json!(instant(message.store_time)));
     if message.attempt > 0 {
         fields.insert("attempt".to_owned(), json!(message.attempt));

@@ -5,6 +5,7 @@ mod consume;
 mod consume_group;
 mod failure;
 mod group;
+mod message;
 mod produce;
 mod progress;
 mod start;
@@ -42,6 +43,7 @@ async fn execute(arguments: Arguments) -> Result<(), Failure> {
         Command::Group(command) => group::run(&broker, command).await,
         Command::Produce(options) => produce::run(&broker, options).await,
         Command::Consume(options) => consume::run(&broker, options).await,
+        Command::Message(command) => message::run(&broker, command).await,
         Command::Stats(options) => stats::run(&broker, options).await,
     }
 }

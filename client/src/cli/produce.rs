@@ -2,14 +2,16 @@
 //! the reading, and what is on its way is waited for.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, stdin};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write, stdin, stdout};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::ProgressBar;
-use peregrine_client::{Client, Error, Message, Producer, QueueId};
+use peregrine_client::{Acknowledged, Client, Error, Message, Producer, QueueId, Receipt};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::arguments::ProduceOptions;
 use super::failure::Failure;
@@ -20,6 +22,8 @@ const READ_BYTES: usize = 256 << 10;
 /// Lines handed over at once, and how many such portions may wait: a few thousand lines between reader and sender.
 const PORTION_LINES: usize = 512;
 const PORTIONS: usize = 8;
+/// Messages whose ids are to be printed and that wait for their acknowledgement, or for one before them.
+const UNPRINTED_MAX: usize = 64 << 10;
 
 type Portion = Vec<Vec<u8>>;
 
@@ -66,8 +70,12 @@ async fn produce(broker: &str, options: &ProduceOptions, tally: &Arc<Tally>) -> 
     });
     let producer = producer.build().await?;
     let bar = progress::bar(bytes);
-    let sent = send_lines(source, bytes.is_some(), options, &producer, tally, &bar).await;
+    let (ids, printed) = if options.ids { Some(print_ids(&options.topic, tally)).unzip() } else { (None, None) };
+    let sent = send_lines(source, bytes.is_some(), options, &producer, ids, tally, &bar).await;
     producer.flush().await;
+    if let Some(printed) = printed {
+        printed.await.map_err(|error| Failure::Said(error.to_string()))??;
+    }
     bar.finish_and_clear();
     sent?;
     match tally.error() {
@@ -82,6 +90,7 @@ async fn send_lines(
     is_file: bool,
     options: &ProduceOptions,
     producer: &Producer,
+    ids: Option<mpsc::Sender<Acknowledged>>,
     tally: &Arc<Tally>,
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
@@ -104,14 +113,7 @@ async fn send_lines(
             if let Some(queue) = options.queue {
                 message = message.queue(QueueId(queue));
             }
-            let noted = tally.clone();
-            let sent = producer.send_with(message.body(line), move |result| match result {
-                Ok(_) => {
-                    noted.acknowledged.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => noted.note(error),
-            });
-            if let Err(error) = sent.await {
+            if let Err(error) = send(producer, message.body(line), ids.as_ref(), tally).await {
                 tally.note(error);
             }
         }
@@ -121,6 +123,54 @@ async fn send_lines(
         Ok(result) => result.map_err(|error| Failure::Said(format!("{}: {error}", options.file.display()))),
         Err(error) => Err(Failure::Said(error.to_string())),
     }
+}
+
+/// Sends a message; its fate is noted, or told where ids are printed.
+async fn send(
+    producer: &Producer,
+    message: Message,
+    ids: Option<&mpsc::Sender<Acknowledged>>,
+    tally: &Arc<Tally>,
+) -> Result<(), Error> {
+    if let Some(ids) = ids {
+        // Nobody takes it where printing has failed, which is told in the end.
+        let _ = ids.send(producer.enqueue(message).await?).await;
+        return Ok(());
+    }
+    let noted = tally.clone();
+    let note = move |result| match result {
+        Ok(_) => {
+            noted.acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(error) => noted.note(error),
+    };
+    producer.send_with(message, note).await
+}
+
+type Printing = JoinHandle<std::io::Result<()>>;
+
+/// Waits for acknowledgements in the order of the lines, in a thread of its own, and prints what they say.
+fn print_ids(topic: &str, tally: &Arc<Tally>) -> (mpsc::Sender<Acknowledged>, Printing) {
+    let (ids, mut acknowledged) = mpsc::channel::<Acknowledged>(UNPRINTED_MAX);
+    let (topic, tally, runtime) = (topic.to_owned(), tally.clone(), Handle::current());
+    let printing = tokio::task::spawn_blocking(move || {
+        let mut out = BufWriter::new(stdout());
+        while let Some(next) = acknowledged.blocking_recv() {
+            match runtime.block_on(next.acknowledged()) {
+                Ok(Receipt { queue, offset, id, .. }) => {
+                    tally.acknowledged.fetch_add(1, Ordering::Relaxed);
+                    let id = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+                    writeln!(out, "{topic}/{queue}@{offset} {id}")?;
+                }
+                Err(error) => tally.note(error),
+            }
+            if acknowledged.is_empty() {
+                out.flush()?;
+            }
+        }
+        out.flush()
+    });
+    (ids, printing)
 }
 
 /// Hands the lines over in portions; a last line without its end counts, what follows the last end does not.

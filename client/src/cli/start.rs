@@ -17,7 +17,18 @@ pub fn parse(text: &str, now: Timestamp) -> Result<Start, String> {
     let instant = instant(text, now).ok_or_else(|| {
         format!("\"{text}\" is no start: use earliest, latest, an offset, an instant like 2026-08-01T12:00:00Z or a time ago like 15m")
     })?;
-    Ok(Start::Time(Nanos(u64::try_from(instant.as_nanosecond()).unwrap_or(0))))
+    Ok(Start::Time(nanos(instant)))
+}
+
+/// What `--begin` and `--end` mean: an instant, or a time ago.
+pub fn time(text: &str, now: Timestamp) -> Result<Nanos, String> {
+    let instant = instant(text, now)
+        .ok_or_else(|| format!("\"{text}\" is no instant like 2026-08-01T12:00:00Z and no time ago like 15m"))?;
+    Ok(nanos(instant))
+}
+
+fn nanos(instant: Timestamp) -> Nanos {
+    Nanos(u64::try_from(instant.as_nanosecond()).unwrap_or(0))
 }
 
 fn instant(text: &str, now: Timestamp) -> Option<Timestamp> {
@@ -55,6 +66,8 @@ mod tests {
         assert_eq!(time("2d"), "2026-07-30T12:00:00Z");
         assert_eq!(time("2026-08-01T09:00:00+02:00"), "2026-08-01T07:00:00Z");
         assert_eq!(time("2026-08-01T09:00:00.5Z"), "2026-08-01T09:00:00.5Z");
+        assert_eq!(super::time("15m", now).map(Start::Time), parse("15m", now));
+        assert!(super::time("earliest", now).is_err() && super::time("-", now).is_err());
         assert!(parse("yesterday", now).is_err() && parse("", now).is_err());
         assert!(parse("99999999999999999999", now).is_err());
     }

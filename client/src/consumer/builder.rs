@@ -135,7 +135,8 @@ impl ConsumerBuilder {
             }
         }
         let (group, _) = self.client.admin().create_group_of(&self.group, starts).await?;
-        let shards = self.client.broker()?.shards;
+        let broker = self.client.broker()?;
+        let (shards, directory) = (broker.shards, broker.directory);
         let home = group_home(&self.group, shards);
         let options = MemberOptions {
             group: group.id,
@@ -152,8 +153,13 @@ impl ConsumerBuilder {
         let (listener, events) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new(MemberCore::new(options), self.client.clone(), listener, names));
         shared.with(|_, _| ()); // connects to the home
-        let task =
-            ConsumerTask { shared: shared.clone(), events, patience: self.patience, leaving_max: self.drain + DRAIN };
+        let task = ConsumerTask {
+            shared: shared.clone(),
+            directory,
+            events,
+            patience: self.patience,
+            leaving_max: self.drain + DRAIN,
+        };
         tokio::spawn(task.run());
         let mut consumer = Consumer {
             acks: Acks { shared: shared.clone(), handles: Arc::new(()) },

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::message::{AssignedQueues, Assignment};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -15,6 +16,8 @@ use peregrine_protocol::ids::{Nanos, ShardId};
 
 pub(super) struct ConsumerTask {
     pub shared: Arc<Shared>,
+    /// The broker's.
+    pub directory: DirectoryId,
     pub events: mpsc::UnboundedReceiver<LinkEvent>,
     /// Gives up when a shard cannot be reached for so long.
     pub patience: Option<Duration>,
@@ -100,7 +103,7 @@ impl ConsumerTask {
     /// Checksums are checked outside of the lock.
     fn delivered(&self, ticket: Ticket, batch: &ReceivedBatch) {
         let topic = batch.topic.and_then(|topic| self.shared.lock().topics.get(&topic).cloned()).unwrap_or_default();
-        match batch.messages(&topic) {
+        match batch.messages(&topic, self.directory) {
             Ok(messages) => self.shared.with(|state, now| state.core.delivered(ticket, &batch.head, messages, now)),
             Err(error) => self.shared.with(|state, now| {
                 state.tell(error);

@@ -67,11 +67,20 @@ pub struct Loss {
 #[derive(Debug)]
 pub enum Outcome<T> {
     /// The message stands at `acknowledgement.base_offset + index`.
-    Acknowledged { token: T, queue: QueueId, index: u32, acknowledgement: Acknowledgement },
+    Acknowledged { token: T, queue: QueueId, index: u32, record: RecordPlace, acknowledgement: Acknowledgement },
     /// The message failed. `error` says whether its outcome is unknown.
     Failed { token: T, queue: QueueId, error: Error },
     /// Messages acknowledged earlier were lost.
     Lost(Loss),
+}
+
+/// A message's record in its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordPlace {
+    /// Where it starts in the payload.
+    pub start: u32,
+    /// The CRC32 that it carries.
+    pub checksum: u32,
 }
 
 /// A message whose fate somebody waits for.
@@ -79,6 +88,8 @@ pub enum Outcome<T> {
 pub(super) struct Pending<T> {
     pub token: T,
     pub index: u32,
+    /// Where its record starts in the payload.
+    pub start: u32,
     pub deadline: Nanos,
 }
 
@@ -125,9 +136,14 @@ impl<T> Chunk<T> {
     /// Closes the chunk: from here on its bytes and its order are fixed.
     pub fn into_batch(self) -> Batch<T> {
         let records = self.records.len() as u32;
+        let mut start = 0;
         let pending = (0..records)
             .zip(self.records)
-            .map(|(index, (_, token, deadline))| Pending { token, index, deadline })
+            .map(|(index, (len, token, deadline))| {
+                let pending = Pending { token, index, start, deadline };
+                start += len as u32;
+                pending
+            })
             .collect();
         Batch {
             level: self.level,
@@ -142,6 +158,12 @@ impl<T> Chunk<T> {
 }
 
 impl<T> Batch<T> {
+    /// The record that starts there. Once the batch is acknowledged, its bytes are gone.
+    pub fn record(&self, start: u32) -> RecordPlace {
+        let checksum = self.payload.get(start as usize + 4..).and_then(<[u8]>::first_chunk);
+        RecordPlace { start, checksum: checksum.map_or(0, |bytes| u32::from_le_bytes(*bytes)) }
+    }
+
     pub fn is_answered(&self) -> bool {
         matches!(self.state, State::Acknowledged | State::Rejected)
     }

@@ -292,16 +292,17 @@ impl<T> Lane<T> {
         }
         if let Some(batch) = self.window.get_mut(place) {
             batch.state = State::Acknowledged;
-            batch.payload = bytes::Bytes::new();
             batch.records = batch.pending.len() as u32; // what timed out was acknowledged to nobody
-            for pending in batch.pending.drain(..) {
+            for pending in std::mem::take(&mut batch.pending) {
                 out.push_back(Outcome::Acknowledged {
                     token: pending.token,
                     queue,
                     index: pending.index,
+                    record: batch.record(pending.start),
                     acknowledgement,
                 });
             }
+            batch.payload = bytes::Bytes::new();
         }
         self.retire_answered();
     }

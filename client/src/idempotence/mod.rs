@@ -18,6 +18,6 @@ mod model;
 #[cfg(test)]
 mod tests;
 
-pub use self::batch::{Acknowledgement, BatchToSend, Loss, Outcome, Ticket};
+pub use self::batch::{Acknowledgement, BatchToSend, Loss, Outcome, RecordPlace, Ticket};
 pub use self::core::{CoreOptions, ProducerCore};
 pub use self::lane::BatchLimits;

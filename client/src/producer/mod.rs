@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use peregrine_protocol::ids::{DurableLevel, Epoch, Nanos, QueueId, QueueOffset};
+use peregrine_protocol::locator::MessageLocator;
 use peregrine_protocol::placement::queue_of_key;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -65,6 +66,9 @@ pub struct Receipt {
     pub queue: QueueId,
     /// Its offset there.
     pub offset: QueueOffset,
+    /// Its id in the whole broker, for ever: what [`crate::Client::get_message`] takes. None where an earlier attempt had stored it so
+    /// long ago that the broker does not know where.
+    pub id: Option<MessageLocator>,
     /// The epoch of the log that it stands in.
     pub epoch: Epoch,
     /// The durable level that it has reached: at least the one asked for.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use peregrine_protocol::entry::EntryFlags;
-use peregrine_protocol::ids::{Nanos, ProducerId, QueueId, ShardId, TopicId};
+use peregrine_protocol::entry::{DirectoryId, EntryFlags};
+use peregrine_protocol::ids::{LogPosition, MessageId, Nanos, ProducerId, QueueId, ShardId, TopicId};
+use peregrine_protocol::limits::ENTRY_HEADER_LEN;
+use peregrine_protocol::locator::MessageLocator;
 use peregrine_protocol::message::ProduceHead;
 use peregrine_protocol::placement::TopicHash;
 use tokio::sync::{mpsc, oneshot};
@@ -17,7 +19,7 @@ use super::{Completion, Input, Receipt};
 use crate::client::{Client, Topic};
 use crate::error::{Error, Result};
 use crate::idempotence::back_off::random_identity;
-use crate::idempotence::{Acknowledgement, BatchLimits, BatchToSend, CoreOptions, Outcome, ProducerCore};
+use crate::idempotence::{Acknowledgement, BatchLimits, BatchToSend, CoreOptions, Outcome, ProducerCore, RecordPlace};
 use crate::link::{Generation, Happening, Link, LinkEvent, Listener};
 
 /// Messages and answers taken in one turn, so that neither starves the other.
@@ -26,6 +28,7 @@ const TURN_MAX: usize = 1_024;
 pub(super) struct ProducerTask {
     core: ProducerCore<Completion>,
     client: Client,
+    directory: DirectoryId,
     topic: TopicId,
     producer_id: ProducerId,
     inbox: mpsc::UnboundedReceiver<Input>,
@@ -50,9 +53,10 @@ impl ProducerTask {
         on_loss: Option<OnLoss>,
     ) -> Result<Self> {
         let producer_id = random_identity();
+        let broker = client.broker()?;
         let options = CoreOptions {
             topic: TopicHash::of(&topic.name),
-            shards: client.broker()?.shards,
+            shards: broker.shards,
             limits,
             timeout: Nanos::from(timeout),
             seed: producer_id,
@@ -61,6 +65,7 @@ impl ProducerTask {
         Ok(Self {
             core: ProducerCore::new(options),
             client,
+            directory: broker.directory,
             topic: topic.id,
             producer_id: ProducerId(producer_id),
             inbox,
@@ -181,13 +186,18 @@ impl ProducerTask {
     fn report(&mut self) {
         while let Some(outcome) = self.core.next_outcome() {
             match outcome {
-                Outcome::Acknowledged { token, queue, index, acknowledgement } => token.complete(Ok(Receipt {
-                    queue,
-                    offset: acknowledgement.base_offset + u64::from(index),
-                    epoch: acknowledgement.epoch,
-                    level: acknowledgement.level,
-                    duplicate: acknowledgement.duplicate,
-                })),
+                Outcome::Acknowledged { token, queue, index, record, acknowledgement } => {
+                    let shard = self.core.shard_of(queue);
+                    let id = acknowledgement.position.and_then(|entry| record_id(shard, entry, record));
+                    token.complete(Ok(Receipt {
+                        queue,
+                        offset: acknowledgement.base_offset + u64::from(index),
+                        id: id.map(|id| MessageLocator::new(self.directory, id, record.checksum)),
+                        epoch: acknowledgement.epoch,
+                        level: acknowledgement.level,
+                        duplicate: acknowledgement.duplicate,
+                    }));
+                }
                 Outcome::Failed { token, error, .. } => token.complete(Err(error)),
                 Outcome::Lost(loss) => {
                     self.lost.fetch_add(loss.messages, Ordering::Relaxed);
@@ -217,4 +227,10 @@ impl ProducerTask {
     fn now(&self) -> Nanos {
         Nanos::from(self.started.elapsed())
     }
+}
+
+/// The id of a record in the entry at that position; none where a broker says what cannot be.
+fn record_id(shard: ShardId, entry: LogPosition, record: RecordPlace) -> Option<MessageId> {
+    let start = entry.0.checked_add(ENTRY_HEADER_LEN as u64 + u64::from(record.start))?;
+    MessageId::checked(shard, LogPosition(start))
 }

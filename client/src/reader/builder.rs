@@ -96,8 +96,10 @@ impl ReaderBuilder {
         let window = CreditWindow { messages: (self.messages / share).max(1), bytes: (self.bytes / share).max(1) };
         let (pieces_out, pieces) = mpsc::unbounded_channel();
         let (consumed, consumed_in) = mpsc::unbounded_channel();
+        let directory = self.client.broker()?.directory;
         let task = ReaderTask::new(self.client, topic.id, places, window, self.patience, pieces_out, consumed_in);
         tokio::spawn(task.run());
-        Ok(Reader { topic: topic.name.into(), pieces, consumed, ready: std::collections::VecDeque::new(), due: None })
+        let ready = std::collections::VecDeque::new();
+        Ok(Reader { topic: topic.name.into(), directory, pieces, consumed, ready, due: None })
     }
 }

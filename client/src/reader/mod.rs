@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::ids::QueueId;
 use tokio::sync::mpsc;
 
@@ -40,6 +41,7 @@ use crate::message::Delivery;
 #[derive(Debug)]
 pub struct Reader {
     topic: Arc<str>,
+    directory: DirectoryId,
     pieces: mpsc::UnboundedReceiver<Piece>,
     consumed: mpsc::UnboundedSender<Consumed>,
     ready: VecDeque<Delivery>,
@@ -87,7 +89,7 @@ impl Reader {
         match piece {
             Piece::Batch { batch, consumed } => {
                 self.due = Some(consumed);
-                match batch.messages(&self.topic) {
+                match batch.messages(&self.topic, self.directory) {
                     Ok(messages) => {
                         self.ready.extend(messages);
                         None

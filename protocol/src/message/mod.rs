@@ -6,11 +6,13 @@
 //! might mean is an error of that request alone.
 //!
 //! - [`session`]: hello, ping, error; [`topics`]: metadata, create, alter, delete, list, describe;
-//! - [`produce`], [`consume`] (subscribe, credit, deliver, ack, revoke), [`read`] (fetch, offset look-up), [`stats`];
+//! - [`produce`], [`consume`] (subscribe, credit, deliver, ack, revoke), [`read`] (fetch, offset look-up), [`find`] (messages by id
+//!   and by key), [`stats`];
 //! - [`groups`]: consumer groups made, deleted, listed, described, their lag and offsets; [`membership`]: join, leave, heartbeat,
 //!   assignment.
 
 pub mod consume;
+pub mod find;
 pub mod groups;
 mod list;
 pub mod membership;
@@ -22,6 +24,7 @@ mod table;
 pub mod topics;
 
 pub use consume::{Ack, AckAnswer, Credit, Deliver, Mode, Revoke, Subscribe, SubscribeAnswer, Unsubscribe};
+pub use find::{FindMessages, Found, FoundBody, FoundHead, FoundMessages, GetMessage};
 pub use groups::{
     CreateGroup, DeleteGroup, DescribeGroup, DescribeGroupAnswer, GroupAnswer, GroupLag, GroupLagAnswer, GroupRow,
     GroupRows, GroupTopic, GroupTopics, LagRow, LagRows, ListGroups, ListGroupsAnswer, MemberRow, MemberRows,
@@ -60,6 +63,8 @@ pub enum Request<'a> {
     Produce(Produce<'a>),
     Fetch(Fetch),
     LookUp(LookUp),
+    GetMessage(GetMessage),
+    FindMessages(FindMessages<'a>),
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
     /// Not answered, unless it is wrong.
@@ -96,6 +101,8 @@ impl<'a> Request<'a> {
             Kind::Produce => Self::Produce(Produce { head: ProduceHead::decode(header)?, payload: frame.body }),
             Kind::Fetch => Self::Fetch(Fetch::decode(header)?),
             Kind::LookUp => Self::LookUp(LookUp::decode(header)?),
+            Kind::GetMessage => Self::GetMessage(GetMessage::decode(header)?),
+            Kind::FindMessages => Self::FindMessages(FindMessages::decode(header)?),
             Kind::Subscribe => Self::Subscribe(Subscribe::decode(header)?),
             Kind::Unsubscribe => Self::Unsubscribe(Unsubscribe::decode(header)?),
             Kind::Credit => Self::Credit(Credit::decode(header)?),
@@ -130,6 +137,8 @@ impl<'a> Request<'a> {
             Self::Produce(request) => request.encode(correlation, out),
             Self::Fetch(request) => request.encode(correlation, out),
             Self::LookUp(request) => request.encode(correlation, out),
+            Self::GetMessage(request) => request.encode(correlation, out),
+            Self::FindMessages(request) => request.encode(correlation, out),
             Self::Subscribe(request) => request.encode(correlation, out),
             Self::Unsubscribe(request) => request.encode(correlation, out),
             Self::Credit(request) => request.encode(correlation, out),
@@ -162,6 +171,8 @@ pub enum Answer<'a> {
     Produce(ProduceAnswer),
     Fetch(FetchAnswer<'a>),
     LookUp(LookUpAnswer),
+    GetMessage(Found<'a>),
+    FindMessages(Found<'a>),
     Subscribe(SubscribeAnswer),
     Unsubscribe(Unsubscribe),
     /// Pushed.
@@ -188,7 +199,7 @@ pub enum Answer<'a> {
 impl<'a> Answer<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Self, DecodeError> {
         let kind = kind_from(frame, Sender::Broker)?;
-        if !matches!(kind, Kind::Fetch | Kind::Deliver | Kind::Stats | Kind::Assignment) && !frame.body.is_empty() {
+        if !has_body(kind) && !frame.body.is_empty() {
             return Err(DecodeError::Body);
         }
         let header = frame.header;
@@ -204,6 +215,8 @@ impl<'a> Answer<'a> {
             Kind::Produce => Self::Produce(ProduceAnswer::decode(header)?),
             Kind::Fetch => Self::Fetch(FetchAnswer::decode(header, frame.body)?),
             Kind::LookUp => Self::LookUp(LookUpAnswer::decode(header)?),
+            Kind::GetMessage => Self::GetMessage(Found::decode(header, frame.body)?),
+            Kind::FindMessages => Self::FindMessages(Found::decode(header, frame.body)?),
             Kind::Subscribe => Self::Subscribe(SubscribeAnswer::decode(header)?),
             Kind::Unsubscribe => Self::Unsubscribe(Unsubscribe::decode_answer(header)?),
             Kind::Deliver => Self::Deliver(Deliver::decode(header, frame.body)?),
@@ -239,6 +252,8 @@ impl<'a> Answer<'a> {
             Self::Produce(answer) => answer.encode(correlation, out),
             Self::Fetch(answer) => answer.encode(correlation, out),
             Self::LookUp(answer) => answer.encode(correlation, out),
+            Self::GetMessage(answer) => answer.encode(Kind::GetMessage, correlation, out),
+            Self::FindMessages(answer) => answer.encode(Kind::FindMessages, correlation, out),
             Self::Subscribe(answer) => answer.encode(correlation, out),
             Self::Unsubscribe(answer) => answer.encode_answer(correlation, out),
             Self::Deliver(delivery) => delivery.encode(out),
@@ -258,6 +273,12 @@ impl<'a> Answer<'a> {
             Self::Error(answer) => answer.encode(correlation, out),
         }
     }
+}
+
+/// Whether answers of this kind, or what is pushed as it, may have a body.
+fn has_body(kind: Kind) -> bool {
+    use Kind::{Assignment, Deliver, Fetch, FindMessages, GetMessage, Stats};
+    matches!(kind, Fetch | GetMessage | FindMessages | Deliver | Stats | Assignment)
 }
 
 /// Why a whole frame is no request or no answer.

@@ -9,7 +9,7 @@ use crate::ids::{
     Correlation, DurableLevel, Epoch, LogPosition, MessageId, Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset,
     Sequence, ShardId, TopicId,
 };
-use crate::limits::{ENTRY_HEADER_LEN, FRAME_HEAD_LEN, RECORD_ALIGN, RECORDS_MAX};
+use crate::limits::{ENTRY_HEADER_LEN, FRAME_HEAD_LEN, RECORDS_MAX};
 
 /// Bytes of a produce frame before its payload.
 pub const PRODUCE_PREFIX_LEN: usize = FRAME_HEAD_LEN + 48;
@@ -211,8 +211,7 @@ impl BatchHead {
     /// came from a peer that invented it.
     pub fn message_id(&self, shard: ShardId, payload_offset: u32) -> Option<MessageId> {
         let start = self.position.0.checked_add(ENTRY_HEADER_LEN as u64 + u64::from(payload_offset))?;
-        let valid = start < MessageId::POSITION_LIMIT && start.is_multiple_of(RECORD_ALIGN as u64);
-        valid.then(|| MessageId::new(shard, LogPosition(start)))
+        MessageId::checked(shard, LogPosition(start))
     }
 
     pub(super) fn from_wire(head: &wire::BatchHead) -> Result<Self, DecodeError> {

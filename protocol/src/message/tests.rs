@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+mod find;
 mod groups;
 
 use super::session::ErrorAnswer;

@@ -125,6 +125,11 @@ impl<'a> Record<'a> {
         self.bytes
     }
 
+    /// The CRC32 that it carries and matches.
+    pub fn checksum(&self) -> u32 {
+        self.bytes.get(4..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+
     /// Where the record starts in its batch's payload; with the entry's position it makes the message id.
     pub fn payload_offset(&self) -> u32 {
         self.payload_offset

@@ -26,7 +26,7 @@ mod row;
 mod set;
 mod sorter;
 #[cfg(test)]
-mod tests;
+pub(in crate::log) mod tests;
 mod writer;
 
 pub use builder::{IndexReport, build_index};

@@ -10,6 +10,8 @@
 //! made: it is made again, and who looks it up waits. Nothing here is anything but a cache: a crash leaves files that the next start
 //! opens or makes anew.
 
+mod spans;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;

@@ -7,6 +7,7 @@
 use crate::engine::{BatchPlace, FetchLimits, IndexEntry, StartAt};
 use crate::limits::FETCH_BYTES;
 use crate::shard::event::Event;
+use crate::shard::search::SearchPlace;
 use crate::shard::state::{NoBytes, Shard};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, LogPosition, Nanos, QueueOffset, ShardId, SubscriptionId};
@@ -20,6 +21,27 @@ use std::collections::VecDeque;
 pub enum Held {
     Delivery { shard: ShardId, subscription: SubscriptionId, batch: BatchPlace, handed_out_at: Nanos },
     Fetch(Box<HeldFetch>),
+    Found(Box<FoundAnswer>),
+}
+
+impl Held {
+    /// Whether it answers a request.
+    pub fn is_answer(&self) -> bool {
+        !matches!(self, Held::Delivery { .. })
+    }
+}
+
+/// The answer to a look-up of messages, which keeps its place among those of the shard until it leaves.
+#[derive(Debug)]
+pub struct FoundAnswer {
+    pub frame: Vec<u8>,
+    _place: SearchPlace,
+}
+
+impl FoundAnswer {
+    pub fn new(frame: Vec<u8>, place: SearchPlace) -> Self {
+        Self { frame, _place: place }
+    }
 }
 
 /// A fetch that waits for its turn, and then its answer in the making. Which batches it gets is looked up at its turn, so that

@@ -151,6 +151,11 @@ fn assemble(executor: &Rc<Executor>, connection: &Connection) -> Option<Missing>
                 held.pop_front();
                 connection.answered();
             }
+            Held::Found(answer) => {
+                outbox.push(|out| out.extend_from_slice(&answer.frame));
+                held.pop_front();
+                connection.answered();
+            }
         }
     }
 }

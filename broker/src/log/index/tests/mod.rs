@@ -4,4 +4,4 @@ mod building;
 mod device;
 mod file;
 mod lookups;
-mod segment;
+pub mod segment;

@@ -30,7 +30,7 @@ pub fn options() -> LogOptions {
 }
 
 /// Trees of a few rows, so that a small segment has many.
-pub fn small_bounds() -> Bounds {
+pub(in crate::log::index) fn small_bounds() -> Bounds {
     Bounds { tree_batches: 20, tree_keys: 30, run: 7 }
 }
 
@@ -209,7 +209,7 @@ impl Bench {
         Self { machine, disk, options: draft.options.clone(), segment }
     }
 
-    pub fn build(&self, bounds: Bounds) -> Result<IndexReport, IndexError> {
+    pub(in crate::log::index) fn build(&self, bounds: Bounds) -> Result<IndexReport, IndexError> {
         self.machine.block_on(build_bounded(&self.disk, &self.options, &self.segment, bounds, Stop::default()))
     }
 
