@@ -390,6 +390,11 @@ impl Broker {
         &self.data
     }
 
+    /// The data directory of the next start, for a file system of its own.
+    pub fn set_data(&mut self, data: PathBuf) {
+        self.data = data;
+    }
+
     pub fn ring_directory(&self) -> &Path {
         &self.ring_directory
     }

@@ -62,7 +62,7 @@ fn another_file_system_is_taken_with_a_warning_that_names_its_type() {
 
 #[test]
 fn a_tmpfs_is_taken_with_a_warning_that_nothing_on_it_survives() {
-    let mut broker = Settings::default().prepare();
+    let mut broker = Settings::default().argument("--keep-free=0").prepare();
     fs::create_dir(broker.data()).unwrap();
     let Some(tmpfs) = Mount::at(broker.data(), "tmpfs", "size=64m") else { return };
     if !has_direct_io(tmpfs.path()) {

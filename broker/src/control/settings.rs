@@ -150,6 +150,8 @@ pub struct Settings {
     pub ring_bytes: u64,
     /// The size that segments grow to, a multiple of 4096.
     pub segment_bytes: u64,
+    /// Bytes that messages leave free on the file system of the data directory.
+    pub keep_free: u64,
     /// Bytes that each shard keeps of what it read from the disk.
     pub block_cache: usize,
     /// Largest record, its length field; told in the hello answer.

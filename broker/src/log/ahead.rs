@@ -1,8 +1,10 @@
 //! The segments made ahead of the appends: one that has its name and waits for its first append, and behind it a spare file
 //! of zeros. Appends never wait for allocation or for a journal while the two keep ahead of them.
 //!
-//! When the file system is full, what is left is a reserve: batches are refused before they would move on to the last ready
-//! segment, which is kept for the entries that make room or let clients go on.
+//! When the file system is full, or has no more left than what is to be kept free, what is left is a reserve: batches are refused
+//! before they would move on to the last ready segment, which is kept for the entries that make room or let clients go on. Where that
+//! is used up, small ones follow it, out of what is kept free and down to half of that; the other half is for checkpoints and indexes,
+//! without which retention frees nothing.
 
 use std::io;
 use std::rc::Rc;
@@ -10,19 +12,20 @@ use std::rc::Rc;
 use peregrine_protocol::ids::Nanos;
 
 use super::counters::LogCounters;
-use super::disk::Disk;
+use super::disk::{Disk, is_full};
 use super::error::AppendRefused;
+use super::options::LogOptions;
 use super::segment::Identity;
-use super::task::{OpenSegment, Spare, SparePace, Work};
+use super::task::{NotNamed, OpenSegment, Spare, SpareIdentity, SpareOrder, SparePace, Work};
 
-/// After a spare could not be made, when to try again.
+/// After a spare could not be made, or named, when to try again.
 const RETRY: Nanos = Nanos::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Busy {
     Idle,
     Making,
-    Naming,
+    Naming { is_reserve: bool },
 }
 
 pub(super) struct SegmentsAhead<D: Disk> {
@@ -33,12 +36,17 @@ pub(super) struct SegmentsAhead<D: Disk> {
     begun: u32,
     made: u32,
     retry_at: Nanos,
+    /// No segment can be made that takes batches.
     disk_full: bool,
+    /// What spares leave free on the file system.
+    keep_free: u64,
+    /// Size of a segment that takes no batches.
+    reserve: u64,
     pace: Rc<SparePace>,
 }
 
 impl<D: Disk> SegmentsAhead<D> {
-    pub fn new() -> Self {
+    pub fn new(options: &LogOptions) -> Self {
         Self {
             next: None,
             spare: None,
@@ -47,6 +55,8 @@ impl<D: Disk> SegmentsAhead<D> {
             made: 0,
             retry_at: Nanos::ZERO,
             disk_full: false,
+            keep_free: options.keep_free,
+            reserve: options.first_segment(0),
             pace: Rc::default(),
         }
     }
@@ -90,24 +100,41 @@ impl<D: Disk> SegmentsAhead<D> {
             return None;
         }
         if self.next.is_none()
-            && let Some(spare) = self.spare.take()
+            && now >= self.name_at()
+            && let Some(mut spare) = self.spare.take()
         {
-            self.busy = Busy::Naming;
-            let identity = identity_for(spare.size);
-            return Some(Work::Name { disk: disk.clone(), spare, identity });
+            self.busy = Busy::Naming { is_reserve: spare.is_reserve };
+            if matches!(spare.identity, SpareIdentity::Open) {
+                spare.identity = SpareIdentity::Chosen(identity_for(spare.size));
+            }
+            return Some(Work::Name { disk: disk.clone(), spare });
         }
         if self.spare.is_none() && now >= self.retry_at {
             self.busy = Busy::Making;
             let (name, size) = spare(self.begun, self.made);
             self.begun += 1;
-            return Some(Work::Spare { disk: disk.clone(), name, size, pace: Rc::clone(&self.pace) });
+            let reserve = self.next.is_none().then_some(self.reserve.min(size));
+            let order = SpareOrder { size, keep_free: self.keep_free, reserve };
+            return Some(Work::Spare { disk: disk.clone(), name, order, pace: Rc::clone(&self.pace) });
         }
         None
     }
 
-    /// When a spare is tried again; `None` while nothing is waited for.
+    /// When a spare is tried again, or its name; `None` while nothing is waited for.
     pub fn deadline(&self) -> Option<Nanos> {
-        (!self.is_busy() && self.spare.is_none()).then_some(self.retry_at)
+        if self.is_busy() {
+            return None;
+        }
+        match self.spare {
+            None => Some(self.retry_at),
+            Some(_) => self.next.is_none().then(|| self.name_at()),
+        }
+    }
+
+    /// From when on the spare may be named: at once, unless that was tried.
+    fn name_at(&self) -> Nanos {
+        let was_tried = self.spare.as_ref().is_some_and(|spare| matches!(spare.identity, SpareIdentity::Written(_)));
+        if was_tried { self.retry_at } else { Nanos::ZERO }
     }
 
     /// Tells the spare in the making what room for appends is left: `left_in_current` and the segment that follows.
@@ -123,23 +150,40 @@ impl<D: Disk> SegmentsAhead<D> {
         self.busy = Busy::Idle;
         match result {
             Ok(spare) => {
-                self.made += u32::from(spare.is_some());
-                self.disk_full &= spare.is_none();
+                let is_whole = spare.as_ref().is_some_and(|spare| !spare.is_reserve);
+                let is_reserve = spare.as_ref().is_some_and(|spare| spare.is_reserve);
+                self.made += u32::from(is_whole);
+                self.disk_full = is_reserve || self.disk_full && !is_whole;
+                counters.spare_failures += u64::from(is_reserve);
+                self.retry_at = if is_reserve { now + RETRY.0 } else { self.retry_at };
                 self.spare = spare;
             }
             Err(error) => {
                 counters.spare_failures += 1;
-                self.disk_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+                self.disk_full = is_full(&error);
                 self.retry_at = now + RETRY.0;
             }
         }
     }
 
-    /// Naming failed or succeeded; in case of failure the caller poisons the log, since a flush of the directory may be what
-    /// failed.
-    pub fn named(&mut self, segment: Option<OpenSegment<D>>) {
+    /// A spare became a segment, or not. An error is for the caller, who poisons the log: a flush may be what failed.
+    pub fn named(&mut self, result: Result<OpenSegment<D>, NotNamed>, now: Nanos) -> io::Result<()> {
+        let is_reserve = self.busy == Busy::Naming { is_reserve: true };
         self.busy = Busy::Idle;
-        self.next = segment;
+        match result {
+            Ok(segment) => {
+                self.disk_full &= is_reserve;
+                self.next = Some(segment);
+                Ok(())
+            }
+            Err(NotNamed::NoSpace(spare)) => {
+                self.disk_full = true;
+                self.retry_at = now + RETRY.0;
+                self.spare = Some(*spare);
+                Ok(())
+            }
+            Err(NotNamed::Failed(error)) => Err(error),
+        }
     }
 
     /// Nothing more is made; what is being zeroed is left at the next step.

@@ -90,6 +90,9 @@ pub struct LogOptions {
     pub largest_entry: u64,
     /// Bytes that the block cache keeps of what was read from the disk.
     pub block_cache: usize,
+    /// What segments leave free on the file system. Batches get none where that would not be left; what else must go on takes half
+    /// of it, and the other half is for checkpoints, indexes and the next start.
+    pub keep_free: u64,
     pub flush: FlushOptions,
     pub checkpoint: CheckpointOptions,
     pub smallest: Smallest,
@@ -132,6 +135,7 @@ impl LogOptions {
             segment_bytes: 256 << 20,
             largest_entry: (64 << 20) / ENTRY_PER_RING,
             block_cache: BLOCK_CACHE,
+            keep_free: 0,
             flush: FlushOptions::default(),
             checkpoint: CheckpointOptions::default(),
             smallest: Smallest::default(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_lite::future::poll_once;
 use peregrine_protocol::ids::LogPosition;
 
-use super::disk::{Access, BLOCK, Disk, DiskFile};
+use super::disk::{Access, BLOCK, Disk, DiskFile, is_full};
 use super::files;
 use super::index::{IndexMade, IndexWork};
 use super::mark::{MARK_FILE_LEN, Mark};
@@ -22,8 +22,8 @@ pub struct LogTask<D: Disk>(pub(super) Work<D>);
 
 pub(super) enum Work<D: Disk> {
     Write { number: u64, file: Rc<D::File>, buffer: D::Buffer, offset: u64, fails: bool, early: bool },
-    Spare { disk: D, name: String, size: u64, pace: Rc<SparePace> },
-    Name { disk: D, spare: Spare, identity: Identity },
+    Spare { disk: D, name: String, order: SpareOrder, pace: Rc<SparePace> },
+    Name { disk: D, spare: Spare },
     Retire { disk: D, name: SegmentName },
     Mark { disk: D, file: Option<Rc<D::File>>, mark: Mark },
     Index(IndexWork<D>),
@@ -40,11 +40,21 @@ pub(super) enum Outcome<D: Disk> {
     },
     /// `None`: given up because the log is being stopped.
     SpareMade(io::Result<Option<Spare>>),
-    Named(io::Result<OpenSegment<D>>),
+    Named(Result<OpenSegment<D>, NotNamed>),
     Retired(io::Result<()>),
     Marked(io::Result<Rc<D::File>>),
     /// `None`: given up because the log is being stopped.
     Indexed(Option<IndexMade<D>>),
+}
+
+/// What spare is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SpareOrder {
+    pub size: u64,
+    /// What must stay free on the file system.
+    pub keep_free: u64,
+    /// Where that cannot be had: the size of one that takes no batches, which may leave half as much.
+    pub reserve: Option<u64>,
 }
 
 /// A file of zeros, synced, waiting for an identity and a name.
@@ -52,6 +62,27 @@ pub(super) enum Outcome<D: Disk> {
 pub(super) struct Spare {
     pub name: String,
     pub size: u64,
+    /// Made of what is kept free: not for batches.
+    pub is_reserve: bool,
+    /// Who it is to be.
+    pub identity: SpareIdentity,
+}
+
+#[derive(Debug)]
+pub(super) enum SpareIdentity {
+    Open,
+    Chosen(Identity),
+    /// It stands in the file, durably; only the name could not be given.
+    Written(Identity),
+}
+
+/// Why a spare has not become a segment.
+#[derive(Debug)]
+pub(super) enum NotNamed {
+    /// The directory had no room for the name. Nothing has changed: it may be tried again.
+    NoSpace(Box<Spare>),
+    /// Nobody knows what the device holds.
+    Failed(io::Error),
 }
 
 /// A segment that is ready for appends.
@@ -116,8 +147,8 @@ impl<D: Disk> LogTask<D> {
             Work::Write { number, file, buffer, offset, .. } => {
                 Outcome::Written { number, result: file.write_at(buffer, offset).await }
             }
-            Work::Spare { disk, name, size, pace } => Outcome::SpareMade(make_spare(&disk, name, size, &pace).await),
-            Work::Name { disk, spare, identity } => Outcome::Named(name_segment(&disk, &spare.name, identity).await),
+            Work::Spare { disk, name, order, pace } => Outcome::SpareMade(make_spare(&disk, name, order, &pace).await),
+            Work::Name { disk, spare } => Outcome::Named(name_segment(&disk, spare).await),
             Work::Retire { disk, name } => Outcome::Retired(retire_segment(&disk, name).await),
             Work::Mark { disk, file, mark } => Outcome::Marked(write_mark(&disk, file, mark).await),
             Work::Index(work) => Outcome::Indexed(work.run().await),
@@ -125,21 +156,34 @@ impl<D: Disk> LogTask<D> {
     }
 }
 
+/// Makes a spare as it is ordered or, where there is no space for that, as a reserve.
+async fn make_spare<D: Disk>(disk: &D, name: String, order: SpareOrder, pace: &SparePace) -> io::Result<Option<Spare>> {
+    let spare = |size, is_reserve| Spare { name: name.clone(), size, is_reserve, identity: SpareIdentity::Open };
+    match (make_zeros(disk, &name, order.size, order.keep_free, pace).await, order.reserve) {
+        (Err(error), Some(reserve)) if is_full(&error) => {
+            // Why there is nothing better is what counts, where this cannot be had either.
+            let made = make_zeros(disk, &name, reserve, order.keep_free / 2, pace).await.map_err(|_| error)?;
+            Ok(made.then(|| spare(reserve, true)))
+        }
+        (made, _) => Ok(made?.then(|| spare(order.size, false))),
+    }
+}
+
 /// Writes a file of zeros and syncs it. Where that fails, the file is removed again, so that it holds no space.
-async fn make_spare<D: Disk>(disk: &D, name: String, size: u64, pace: &SparePace) -> io::Result<Option<Spare>> {
-    let made = match disk.create(&name, size).await {
+async fn make_zeros<D: Disk>(disk: &D, name: &str, size: u64, keep_free: u64, pace: &SparePace) -> io::Result<bool> {
+    // Where it cannot be told what is free, it shows.
+    if keep_free > 0 && disk.free_bytes().await.is_ok_and(|free| free < size.saturating_add(keep_free)) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    let made = match disk.create(name, size).await {
         Ok(file) => zero(disk, &file, 0, size, Some(pace)).await,
         Err(error) => Err(error),
     };
-    match made {
-        Ok(true) => Ok(Some(Spare { name, size })),
-        Ok(false) => Ok(None),
-        Err(error) => {
-            // Whether it exists and can be removed or not, the next start unlinks what is left.
-            let _ = disk.remove(&name).await;
-            Err(error)
-        }
+    if made.is_err() {
+        // Whether it exists and can be removed or not, the next start unlinks what is left.
+        let _ = disk.remove(name).await;
     }
+    made
 }
 
 /// Zeros `[from, size)` and syncs the file; with a pace in steps that leave room for others. False: stopped on the way.
@@ -169,19 +213,35 @@ pub(super) async fn zero<D: Disk>(
     Ok(true)
 }
 
-/// Gives a zeroed file its identity and its name, each durable, and opens it for appends.
-pub(super) async fn name_segment<D: Disk>(disk: &D, file_name: &str, identity: Identity) -> io::Result<OpenSegment<D>> {
+/// Gives a spare its identity and its name, each durable, and opens it for appends.
+async fn name_segment<D: Disk>(disk: &D, spare: Spare) -> Result<OpenSegment<D>, NotNamed> {
+    let identity = match &spare.identity {
+        SpareIdentity::Written(identity) => identity.clone(),
+        SpareIdentity::Chosen(identity) => {
+            write_identity(disk, &spare.name, identity).await.map_err(NotNamed::Failed)?;
+            identity.clone()
+        }
+        SpareIdentity::Open => unreachable!("it is chosen before"),
+    };
+    let name = identity.name().to_string();
+    match disk.rename(&spare.name, &name).await {
+        Err(error) if is_full(&error) => {
+            let identity = SpareIdentity::Written(identity);
+            return Err(NotNamed::NoSpace(Box::new(Spare { identity, ..spare })));
+        }
+        renamed => renamed.map_err(NotNamed::Failed)?,
+    }
+    disk.sync_directory().await.map_err(NotNamed::Failed)?;
+    let file = Rc::new(disk.open(&name, Access::Append).await.map_err(NotNamed::Failed)?);
+    Ok(OpenSegment { identity, file })
+}
+
+async fn write_identity<D: Disk>(disk: &D, file_name: &str, identity: &Identity) -> io::Result<()> {
     let file = disk.open(file_name, Access::Prepare).await?;
     let mut block = disk.buffer(BLOCK);
     identity.encode(&mut block);
     file.write_at(block, 0).await?;
-    file.sync().await?;
-    drop(file);
-    let name = identity.name().to_string();
-    disk.rename(file_name, &name).await?;
-    disk.sync_directory().await?;
-    let file = Rc::new(disk.open(&name, Access::Append).await?);
-    Ok(OpenSegment { identity, file })
+    file.sync().await
 }
 
 /// Unlinks a segment, its index first: an index of no segment is nothing.

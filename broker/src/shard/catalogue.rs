@@ -35,6 +35,11 @@ pub enum ChangeWanted {
 }
 
 impl ChangeWanted {
+    /// Whether there is more afterwards than before.
+    fn is_new(&self) -> bool {
+        !matches!(self, ChangeWanted::DeleteTopic { .. } | ChangeWanted::DeleteGroup { .. })
+    }
+
     fn kind(&self) -> Kind {
         match self {
             ChangeWanted::CreateTopic { .. } => Kind::CreateTopic,
@@ -143,6 +148,10 @@ fn log(
 ) -> Result<(), Box<(ChangeAsked, Option<ErrorCode>)>> {
     if !Shard::has_place_to_wait(core) {
         return Err(Box::new((asked, None)));
+    }
+    // What is kept of a full disk is for what makes room.
+    if asked.wanted.is_new() && core.log.is_disk_full() {
+        return Err(Box::new((asked, Some(ErrorCode::DiskFull))));
     }
     match core.log.append(draft, payload, clock::monotonic()) {
         Ok(appended) => {

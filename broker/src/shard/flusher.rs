@@ -75,6 +75,14 @@ async fn carry_out(executor: Rc<Executor>, shard: Rc<Shard>, task: ShardTask) {
     if progress.durable.is_some() || progress.room || progress.poisoned {
         shard.room_came();
     }
+    match progress.disk_full {
+        Some(true) => tracing::warn!(
+            shard = shard.id.0,
+            "the disk is full, or what is to be kept free is reached: when the room that is left is used, producers are told DiskFull"
+        ),
+        Some(false) => tracing::info!(shard = shard.id.0, "there is space on the disk again"),
+        None => {}
+    }
     if progress.indexed {
         look_ups::indexed(&executor, &shard);
     }

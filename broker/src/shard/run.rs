@@ -292,6 +292,7 @@ fn log_options(settings: &Settings, identity: &Identity, id: ShardId) -> Result<
         ring_bytes: settings.ring_bytes,
         segment_bytes: settings.segment_bytes,
         block_cache: settings.block_cache,
+        keep_free: settings.keep_free,
         largest_entry: settings.largest_entry,
         flush: FlushOptions {
             depth: flush.depth,

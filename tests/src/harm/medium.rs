@@ -195,6 +195,10 @@ impl Disk for Medium {
         Ok(())
     }
 
+    async fn free_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+
     async fn sync_directory(&self) -> io::Result<()> {
         Ok(())
     }

@@ -151,6 +151,18 @@ pub const TABLE: &[Row] = &[
         ..ROW
     },
     Row {
+        key: "keep_free",
+        value: Some("SIZE"),
+        default: Some("256MiB"),
+        help: "What messages leave free on the data directory's file system: without it, producers are told `DiskFull`.",
+        reason: "Acknowledgements, deletions, checkpoints and a start need some, and retention frees nothing without checkpoints.",
+        take: |draft, text| {
+            draft.keep_free = within(size(text)?, 0, 1 << 40)?;
+            Ok(())
+        },
+        ..ROW
+    },
+    Row {
         key: "block_cache",
         value: Some("SIZE"),
         default: Some("32MiB"),

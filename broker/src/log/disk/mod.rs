@@ -38,6 +38,11 @@ pub enum Access {
     Prepare,
 }
 
+/// Whether an operation failed for want of space, and may succeed once there is some.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// One shard's directory on the data disk.
 pub trait Disk: Clone + 'static {
     type File: DiskFile<Buffer = Self::Buffer>;
@@ -57,6 +62,8 @@ pub trait Disk: Clone + 'static {
     /// Gives a file a new name; an existing file of that name is an error.
     fn rename(&self, from: &str, to: &str) -> impl Future<Output = io::Result<()>>;
     fn remove(&self, name: &str) -> impl Future<Output = io::Result<()>>;
+    /// Bytes that are free for this process on the file system.
+    fn free_bytes(&self) -> impl Future<Output = io::Result<u64>>;
     /// Makes every earlier create, rename and remove durable.
     fn sync_directory(&self) -> impl Future<Output = io::Result<()>>;
     /// Ready after `rest` has passed: what a background step takes between two writes, so that it leaves the device to others.

@@ -20,6 +20,7 @@ use glommio::io::{DmaFile, OpenOptions as DirectOptions, ReadResult};
 use glommio::{allocate_dma_buffer, executor};
 
 use super::{Access, BLOCK, Disk, DiskFile};
+use crate::control::kernel::free_space;
 
 /// One read or write handed to the kernel is at most this long: larger direct reads have hung on some kernels.
 const TRANSFER_BYTES_MAX: usize = 1 << 20;
@@ -116,6 +117,11 @@ impl Disk for UringDisk {
     async fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.path(name);
         self.blocking(move || fs::remove_file(path)).await
+    }
+
+    async fn free_bytes(&self) -> io::Result<u64> {
+        let directory = self.directory.to_path_buf();
+        self.blocking(move || free_space(&directory)).await
     }
 
     async fn sync_directory(&self) -> io::Result<()> {

@@ -73,6 +73,8 @@ pub struct Progress {
     pub poisoned: bool,
     /// A segment became ready, or a spare: a refused append may pass now.
     pub room: bool,
+    /// This completion told that no segment can be made for batches, or that one can be again.
+    pub disk_full: Option<bool>,
     /// An index was made, or not: see [`LogIndexes::indexed_to`] and [`LogIndexes::changes`].
     pub indexed: bool,
 }
@@ -148,7 +150,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             unit_bytes: flush.flush_bytes,
             flusher: Flusher::new(flush, start, options.ring_bytes),
             ring,
-            ahead: SegmentsAhead::new(),
+            ahead: SegmentsAhead::new(&options),
             marks: MarkKeeper::new(fresh.identity.durable),
             checkpoints: CheckpointKeeper::new(options.checkpoint, checkpoints, start),
             mark_file: None,
@@ -224,7 +226,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         self.poison_reason.as_deref()
     }
 
-    /// Whether batches are refused because no further segment can be made.
+    /// Whether batches are refused, where they would move on to another segment, because none can be made for them.
     pub fn is_disk_full(&self) -> bool {
         self.ahead.is_disk_full()
     }

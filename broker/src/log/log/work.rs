@@ -49,7 +49,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
 
     /// Takes in what a task came to.
     pub fn complete(&mut self, completion: Completion<D>, now: Nanos) -> Progress {
-        let was_poisoned = self.is_poisoned();
+        let (was_poisoned, was_full) = (self.is_poisoned(), self.is_disk_full());
         let mut progress = Progress::default();
         match completion.0 {
             Outcome::Written { number, result } => progress.durable = self.write_returned(number, result, now),
@@ -59,17 +59,13 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             }
             Outcome::Named(result) => {
                 progress.room = true;
-                match result {
-                    Ok(segment) => {
-                        // All that a roll needs is allocated here: it happens in the middle of an append.
-                        self.segments.reserve(1);
-                        self.reader.push(readable_segment(&segment));
-                        self.ahead.named(Some(segment));
-                    }
-                    Err(error) => {
-                        self.ahead.named(None);
-                        self.poison(&format!("the next segment could not be put in place: {error}"));
-                    }
+                if let Ok(segment) = &result {
+                    // All that a roll needs is allocated here: it happens in the middle of an append.
+                    self.segments.reserve(1);
+                    self.reader.push(readable_segment(segment));
+                }
+                if let Err(error) = self.ahead.named(result, now) {
+                    self.poison(&format!("the next segment could not be put in place: {error}"));
                 }
             }
             Outcome::Retired(result) => self.retired(&result),
@@ -79,6 +75,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
                 progress.indexed = true;
             }
         }
+        progress.disk_full = (self.is_disk_full() != was_full).then_some(self.is_disk_full());
         progress.poisoned = self.is_poisoned() && !was_poisoned;
         progress
     }

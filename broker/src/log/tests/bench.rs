@@ -260,6 +260,17 @@ impl Process {
         })
     }
 
+    /// Waits until nothing is to be done: the next segment is there, and the spare behind it.
+    pub fn rest(&mut self) {
+        for _ in 0..100_000 {
+            if self.tasks.is_empty() && self.log.next_deadline().is_none() {
+                return;
+            }
+            self.wait();
+        }
+        panic!("there is always something to do");
+    }
+
     pub fn wait_durable(&mut self) {
         self.wait_until(|log| log.durable() == log.tail());
     }

@@ -5,6 +5,7 @@ mod bench;
 mod checkpoint;
 mod damage;
 pub(super) mod device;
+mod full;
 mod indexing;
 mod loss;
 mod retiring;

@@ -1,12 +1,12 @@
 //! A log that runs: appends, flushes, rolls, back-pressure, poison, stops.
 
-use peregrine_protocol::entry::{Entry, EntryDraft, EntryKind, entry_len};
+use peregrine_protocol::entry::{Entry, entry_len};
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::LogPosition;
 
 use super::bench::{Bench, SimulatedLog, draft, payload};
 use crate::log::disk::BLOCK;
-use crate::log::disk::simulated::{Conditions, Crash};
+use crate::log::disk::simulated::Crash;
 use crate::log::log::CloseState;
 use crate::log::mark::Mark;
 use crate::log::recovery::RingFate;
@@ -134,33 +134,6 @@ fn a_ring_that_is_not_flushed_fills_up_and_then_refuses() {
     assert_eq!(process.log.messages_only_in_ring(), appended);
     bench.crash(process, Crash::Kill);
     bench.start().assert_recovered(0..appended, RingFate::Recovered, appended);
-}
-
-#[test]
-fn a_full_disk_refuses_batches_at_once_and_keeps_a_reserve() {
-    let bench = Bench::new();
-    let mut process = bench.start();
-    // Until the segment that comes next is there.
-    process.wait_until(|log| log.next_deadline().is_none());
-    bench.machine.set_conditions(Conditions { disk_full_one_in: 1, ..Conditions::default() });
-    let mut number = 0;
-    let refused = loop {
-        match process.append(number, Memory, 50_000) {
-            Ok(_) => number += 1,
-            Err(AppendRefused::NoRoom) => process.wait(),
-            Err(refused) => break refused,
-        }
-    };
-    assert_eq!(refused, AppendRefused::DiskFull);
-    process.wait_durable();
-    let payload = payload(number, 50_000);
-    let control = EntryDraft { kind: EntryKind::Catalogue, ..draft(number, Synced, &payload) };
-    let now = process.now();
-    process.log.append(&control, &payload, now).unwrap();
-    assert_eq!(process.append(number, Memory, 50_000), Err(AppendRefused::DiskFull), "the reserve is for others");
-    bench.machine.set_conditions(Conditions::default());
-    process.wait_until(|log| !log.is_disk_full());
-    process.append(number, Memory, 50_000).unwrap();
 }
 
 #[test]

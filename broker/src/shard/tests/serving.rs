@@ -44,6 +44,7 @@ pub fn settings(data: &Path, rings: &Path, shards: u16) -> Settings {
         ring_bytes: 8 << 20,
         segment_bytes: 8 << 20,
         block_cache: 1 << 20,
+        keep_free: 0,
         message_max: 1 << 20,
         frame_max: 2 << 20,
         batch_max: 1 << 20,

@@ -79,6 +79,10 @@ impl Disk for SimulatedDisk {
         self.request(Request::Remove { name: name.to_owned() }).await.map(drop)
     }
 
+    async fn free_bytes(&self) -> io::Result<u64> {
+        Ok(self.machine.world().conditions.free_bytes)
+    }
+
     async fn sync_directory(&self) -> io::Result<()> {
         let serial = self.machine.world().serial();
         self.request(Request::SyncDirectory { serial }).await.map(drop)

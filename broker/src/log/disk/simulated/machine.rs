@@ -43,7 +43,10 @@ pub struct Conditions {
     pub slow_delay: u64,
     pub fail_write_one_in: u64,
     pub fail_sync_one_in: u64,
+    /// Of what takes space: making a file, extending one, giving one another name.
     pub disk_full_one_in: u64,
+    /// What the file system says is free; it is not counted.
+    pub free_bytes: u64,
 }
 
 impl Default for Conditions {
@@ -56,6 +59,7 @@ impl Default for Conditions {
             fail_write_one_in: 0,
             fail_sync_one_in: 0,
             disk_full_one_in: 0,
+            free_bytes: u64::MAX,
         }
     }
 }

@@ -104,7 +104,8 @@ impl World {
         if failed {
             return Some(io::ErrorKind::Other);
         }
-        let full = matches!(request, Request::Make { .. } | Request::Extend { .. })
+        // A new name may need another block of the directory.
+        let full = matches!(request, Request::Make { .. } | Request::Extend { .. } | Request::Rename { .. })
             && self.random.one_in(conditions.disk_full_one_in);
         full.then_some(io::ErrorKind::StorageFull)
     }
