@@ -100,7 +100,8 @@ impl Client {
             Answer::GetMessage(answer) | Answer::FindMessages(answer) => {
                 let Found { name, shard, messages, next, .. } = answer;
                 let name: Arc<str> = name.into();
-                let messages = messages.iter().map(|(head, record)| found(&name, shard, directory, &head, record));
+                let messages =
+                    messages.iter_filled().map(|(head, record)| found(&name, shard, directory, &head, record));
                 Ok(Page { messages: messages.collect::<Result<_>>()?, next })
             }
             other => Err(unexpected(&other)),

@@ -59,7 +59,7 @@ fn no_request_or_answer_allocates_to_be_decoded() {
         .encode(Correlation(1), &mut requests[2]);
     Answer::ListTopics(ListTopicsAnswer { topics: rows[..].into(), more: true })
         .encode(Correlation(1), &mut answers[0]);
-    Answer::Fetch(FetchAnswer { end: QueueOffset(1), batches: body.batches() }).encode(Correlation(1), &mut answers[1]);
+    Answer::Fetch(FetchAnswer { end: QueueOffset(1), batches: body.parts() }).encode(Correlation(1), &mut answers[1]);
     Answer::Error(ErrorAnswer::new(peregrine_protocol::error::ErrorCode::Busy)).encode(Correlation(1), &mut answers[2]);
     let topics = [GroupTopic { topic: TopicId(1), start: Start::Time(Nanos(5)) }; 64];
     let group = GroupRow { name: "billing", id: GroupId(1), created: Nanos(1), topics: topics[..].into() };

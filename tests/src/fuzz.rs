@@ -290,7 +290,7 @@ fn message_samples() -> Vec<Vec<u8>> {
     let (store_time, record_length) = (Nanos(5), record.len() as u32);
     let mut body = FoundBody::default();
     body.push(&FoundHead { queue, offset, epoch, position: from, store_time, record_length, flags }, &record);
-    let found = Found { topic, name: "orders", shard: SHARD, messages: body.messages(), next: None };
+    let found = Found { topic, name: "orders", shard: SHARD, messages: body.parts(), next: None };
     let requests = [
         Request::Hello(Hello { client: "fuzz", software: "fuzz 1", shard: Some(SHARD), ..Hello::default() }),
         Request::Ping,

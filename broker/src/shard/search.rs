@@ -195,7 +195,7 @@ impl Page {
     fn encode(&self, shard: &Shard, kind: Kind, correlation: Correlation, out: &mut Vec<u8>) -> Result<(), Refusal> {
         let core = shard.core.borrow();
         let topic = core.engine.known_topic(self.topic)?;
-        let (messages, next) = (self.body.messages(), self.next);
+        let (messages, next) = (self.body.parts(), self.next);
         Found { topic: topic.id, name: &topic.name, shard: shard.id, messages, next }.encode(kind, correlation, out);
         Ok(())
     }
@@ -294,7 +294,7 @@ async fn take(
             continue;
         }
         let len = record.outline.length as usize;
-        let count = body.messages().len();
+        let count = body.parts().len();
         if count >= limit as usize || (count > 0 && body.len_with(len) > FOUND_BYTES) {
             search.passed(record.position);
             return Ok(false);

@@ -1,12 +1,13 @@
 //! Looking messages up: one by its id, those of a key, and the messages found.
 
 use super::DecodeError;
+use super::parts::{PartHead, Parts, PartsBody};
 use super::table::{self, Envelope};
 use crate::entry::EntryFlags;
-use crate::frame::{self, Kind};
+use crate::frame::Kind;
 use crate::generated as wire;
 use crate::ids::{Correlation, Epoch, LogPosition, MessageId, Nanos, QueueId, QueueOffset, ShardId, TopicId};
-use crate::limits::{FIND_KEY_MAX, FOUND_MAX, FRAME_ALIGN, RECORD_ALIGN, RECORD_HEADER_LEN};
+use crate::limits::{FIND_KEY_MAX, FOUND_MAX, RECORD_ALIGN, RECORD_HEADER_LEN};
 use crate::locator::MessageLocator;
 use crate::name::check_name;
 
@@ -106,13 +107,13 @@ impl<'a> Found<'a> {
 
     /// `kind`: of the request.
     pub fn encode(&self, kind: Kind, correlation: Correlation, out: &mut Vec<u8>) {
-        let envelope = Envelope { body: self.messages.body, ..Envelope::answer(kind, correlation) };
+        let envelope = Envelope { body: self.messages.body(), ..Envelope::answer(kind, correlation) };
         envelope.write(out, |builder| {
             let args = wire::FoundArgs {
                 topic: self.topic.0,
                 name: Some(builder.create_string(self.name)),
                 shard: self.shard.0,
-                count: self.messages.count,
+                count: self.messages.count(),
                 next: self.next.map(|next| next.0),
             };
             wire::Found::create(builder, &args)
@@ -175,80 +176,25 @@ impl FoundHead {
     }
 }
 
-/// The body of an answer in the making.
-#[derive(Clone, Debug, Default)]
-pub struct FoundBody {
-    bytes: Vec<u8>,
-    count: u32,
-}
+impl PartHead for FoundHead {
+    const WIRE_LEN: usize = Self::LEN;
+    const PARTS_MAX: u32 = FOUND_MAX;
 
-impl FoundBody {
-    /// Appends a message: at most [`FOUND_MAX`], its record (without filling) as long as its head says.
-    pub fn push(&mut self, head: &FoundHead, record: &[u8]) {
-        assert!(self.count < FOUND_MAX, "an answer holds at most {FOUND_MAX} messages");
-        assert!(head.record_length as usize == record.len(), "a record goes out whole");
-        self.bytes.extend_from_slice(&head.to_wire().0);
-        self.bytes.extend_from_slice(record);
-        self.bytes.extend_from_slice(frame::filling(record.len()));
-        self.count += 1;
+    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::from_wire(&wire::FoundHead(bytes.try_into().map_err(|_| DecodeError::Body)?))
     }
 
-    /// Bytes that the body would have with another record of `len` bytes.
-    pub fn len_with(&self, len: usize) -> usize {
-        self.bytes.len() + FoundHead::LEN + len.next_multiple_of(FRAME_ALIGN)
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_wire().0);
     }
 
-    pub fn messages(&self) -> FoundMessages<'_> {
-        FoundMessages { body: &self.bytes, count: self.count }
+    fn announced(&self) -> usize {
+        self.record_length as usize
     }
 }
 
-/// Messages in an answer, in the order of the log; checked when decoded, so that iteration cannot fail.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FoundMessages<'a> {
-    body: &'a [u8],
-    count: u32,
-}
+/// Messages in an answer in the making, each with its record, without filling.
+pub type FoundBody = PartsBody<FoundHead>;
 
-impl<'a> FoundMessages<'a> {
-    fn check(body: &'a [u8], count: u32) -> Result<Self, DecodeError> {
-        if count > FOUND_MAX {
-            return Err(DecodeError::Field("count"));
-        }
-        let mut rest = body;
-        for _ in 0..count {
-            (_, rest) = split(rest)?;
-        }
-        if rest.is_empty() { Ok(Self { body, count }) } else { Err(DecodeError::Body) }
-    }
-
-    pub fn len(&self) -> usize {
-        self.count as usize
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Each message's head and record; the record is filled to a multiple of 8, as a batch holds it.
-    pub fn iter(&self) -> impl Iterator<Item = (FoundHead, &'a [u8])> + use<'a> {
-        let mut rest = self.body;
-        std::iter::from_fn(move || {
-            let (message, after) = split(rest).ok()?;
-            rest = after;
-            Some(message)
-        })
-    }
-}
-
-/// The first message of `body`, and what follows its filling.
-fn split(body: &[u8]) -> Result<((FoundHead, &[u8]), &[u8]), DecodeError> {
-    let (head, rest) = body.split_first_chunk::<{ FoundHead::LEN }>().ok_or(DecodeError::Body)?;
-    let head = FoundHead::from_wire(&wire::FoundHead(*head))?;
-    let length = head.record_length as usize;
-    let (record, rest) = rest.split_at_checked(length.next_multiple_of(FRAME_ALIGN)).ok_or(DecodeError::Body)?;
-    if record[length..].iter().any(|&byte| byte != 0) {
-        return Err(DecodeError::Body);
-    }
-    Ok(((head, record), rest))
-}
+/// Messages in an answer, in the order of the log. A batch holds its records filled.
+pub type FoundMessages<'a> = Parts<'a, FoundHead>;

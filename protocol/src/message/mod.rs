@@ -16,6 +16,7 @@ pub mod find;
 pub mod groups;
 mod list;
 pub mod membership;
+pub mod parts;
 pub mod produce;
 pub mod read;
 pub mod session;
@@ -34,6 +35,7 @@ pub use membership::{
     AssignedQueue, AssignedQueues, Assignment, Heartbeat, HeartbeatAnswer, JoinGroup, JoinGroupAnswer, LeaveGroup,
     TopicIds,
 };
+pub use parts::{PartHead, Parts, PartsBody};
 pub use produce::{BatchHead, Produce, ProduceAnswer, ProduceHead};
 pub use read::{Fetch, FetchAnswer, FetchBody, FetchedBatches, LookUp, LookUpAnswer, Start};
 pub use session::{ErrorAnswer, Hello, HelloAnswer};

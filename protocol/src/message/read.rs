@@ -1,12 +1,13 @@
 //! Reading without a subscription: fetch from a position in a queue, and offsets by time, earliest and latest.
 
 use super::DecodeError;
+use super::parts::{PartHead, Parts, PartsBody};
 use super::produce::BatchHead;
 use super::table::{self, Envelope};
-use crate::frame::{self, Kind};
+use crate::frame::Kind;
 use crate::generated as wire;
 use crate::ids::{Correlation, Epoch, Nanos, QueueId, QueueOffset, TopicId};
-use crate::limits::{FETCH_BATCHES_MAX, FRAME_ALIGN};
+use crate::limits::FETCH_BATCHES_MAX;
 
 /// Where to begin in a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,95 +103,36 @@ impl<'a> FetchAnswer<'a> {
     }
 
     pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
-        let envelope = Envelope { body: self.batches.body, ..Envelope::answer(Kind::Fetch, correlation) };
+        let envelope = Envelope { body: self.batches.body(), ..Envelope::answer(Kind::Fetch, correlation) };
         envelope.write(out, |builder| {
-            let args = wire::FetchAnswerArgs { end: self.end.0, count: self.batches.count };
+            let args = wire::FetchAnswerArgs { end: self.end.0, count: self.batches.count() };
             wire::FetchAnswer::create(builder, &args)
         });
     }
 }
 
-/// The body of a fetch answer in the making: heads and payloads, appended one after the other.
-#[derive(Clone, Debug, Default)]
-pub struct FetchBody {
-    bytes: Vec<u8>,
-    count: u32,
-}
+impl PartHead for BatchHead {
+    const WIRE_LEN: usize = Self::LEN;
+    const PARTS_MAX: u32 = FETCH_BATCHES_MAX;
 
-impl FetchBody {
-    /// Appends a batch; at most [`FETCH_BATCHES_MAX`], and the payload is as long as its head says.
-    pub fn push(&mut self, batch: &BatchHead, payload: &[u8]) {
-        assert!(self.count < FETCH_BATCHES_MAX, "a fetch answer holds at most {FETCH_BATCHES_MAX} batches");
-        assert!(batch.payload_length as usize == payload.len(), "a batch goes out whole");
-        self.bytes.extend_from_slice(&batch.to_wire().0);
-        self.bytes.extend_from_slice(payload);
-        self.bytes.extend_from_slice(frame::filling(payload.len()));
-        self.count += 1;
+    fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::from_wire(&wire::BatchHead(bytes.try_into().map_err(|_| DecodeError::Body)?))
     }
 
-    /// Bytes that the body would have with another batch of `payload_len` bytes.
-    pub fn len_with(&self, payload_len: usize) -> usize {
-        self.bytes.len() + BatchHead::LEN + payload_len.next_multiple_of(FRAME_ALIGN)
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_wire().0);
     }
 
-    pub fn batches(&self) -> FetchedBatches<'_> {
-        FetchedBatches { body: &self.bytes, count: self.count }
+    fn announced(&self) -> usize {
+        self.payload_length as usize
     }
 }
 
-/// Batches in a fetch answer, in the order of their offsets; checked when decoded, so that iteration cannot fail.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FetchedBatches<'a> {
-    body: &'a [u8],
-    count: u32,
-}
+/// Batches of a fetch answer in the making, each with its payload.
+pub type FetchBody = PartsBody<BatchHead>;
 
-impl<'a> FetchedBatches<'a> {
-    fn check(body: &'a [u8], count: u32) -> Result<Self, DecodeError> {
-        if count > FETCH_BATCHES_MAX {
-            return Err(DecodeError::Field("count"));
-        }
-        let mut rest = body;
-        for _ in 0..count {
-            (_, rest) = split(rest)?;
-        }
-        if rest.is_empty() { Ok(Self { body, count }) } else { Err(DecodeError::Body) }
-    }
-
-    pub fn len(&self) -> usize {
-        self.count as usize
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// Each batch's head and payload.
-    pub fn iter(&self) -> impl Iterator<Item = (BatchHead, &'a [u8])> + use<'a> {
-        let mut rest = self.body;
-        std::iter::from_fn(move || {
-            let (batch, after) = split(rest).ok()?;
-            rest = after;
-            Some(batch)
-        })
-    }
-}
-
-/// A batch's head and payload.
-type Fetched<'a> = (BatchHead, &'a [u8]);
-
-/// The first batch of `body`, and what follows its filling.
-fn split(body: &[u8]) -> Result<(Fetched<'_>, &[u8]), DecodeError> {
-    let (head, rest) = body.split_first_chunk::<{ BatchHead::LEN }>().ok_or(DecodeError::Body)?;
-    let batch = BatchHead::from_wire(&wire::BatchHead(*head))?;
-    let length = batch.payload_length as usize;
-    let (payload, rest) = rest.split_at_checked(length).ok_or(DecodeError::Body)?;
-    let (filling, rest) = rest.split_at_checked(frame::filling(length).len()).ok_or(DecodeError::Body)?;
-    if filling.iter().any(|&byte| byte != 0) {
-        return Err(DecodeError::Body);
-    }
-    Ok(((batch, payload), rest))
-}
+/// Batches in a fetch answer, in the order of their offsets.
+pub type FetchedBatches<'a> = Parts<'a, BatchHead>;
 
 /// Asks for the offset of a place in a queue. [`Start::Offset`] asks whether that offset is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

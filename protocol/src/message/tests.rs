@@ -159,7 +159,7 @@ fn answers_come_back() {
             shards: 2,
             directory: DirectoryId(u128::MAX - 1),
         }),
-        Answer::Fetch(FetchAnswer { end, batches: body.batches() }),
+        Answer::Fetch(FetchAnswer { end, batches: body.parts() }),
         Answer::Fetch(FetchAnswer { end, batches: FetchedBatches::default() }),
         Answer::LookUp(LookUpAnswer { offset, epoch: Epoch(1), start: QueueOffset(0), end }),
         Answer::Subscribe(SubscribeAnswer { subscription, epoch: Epoch(1), start: offset, end }),
@@ -170,7 +170,7 @@ fn answers_come_back() {
     ] {
         check_answer(&answer);
     }
-    let fetched: Vec<_> = body.batches().iter().map(|(head, payload)| (head.payload_length, payload)).collect();
+    let fetched: Vec<_> = body.parts().iter().map(|(head, payload)| (head.payload_length, payload)).collect();
     assert_eq!(fetched, [(8, &b"12345678"[..]), (3, b"odd")]);
 }
 
@@ -354,7 +354,7 @@ fn deliveries_and_fetches_do_not_lie_about_their_batches() {
 
     let mut body = FetchBody::default();
     body.push(&batch_head(3), b"odd");
-    let bytes = encoded_answer(&Answer::Fetch(FetchAnswer { end: QueueOffset(107), batches: body.batches() }));
+    let bytes = encoded_answer(&Answer::Fetch(FetchAnswer { end: QueueOffset(107), batches: body.parts() }));
     let frame = frame_of(&bytes);
     for end in 0..frame.body.len() {
         assert!(FetchAnswer::decode(frame.header, &frame.body[..end]).is_err(), "a body cut at {end}");
@@ -472,7 +472,7 @@ proptest! {
                 queues: queues[..].into(),
                 more: true,
             })),
-            4 => encoded_answer(&Answer::Fetch(FetchAnswer { end: QueueOffset(7), batches: body.batches() })),
+            4 => encoded_answer(&Answer::Fetch(FetchAnswer { end: QueueOffset(7), batches: body.parts() })),
             _ => encoded_answer(&Answer::Error(ErrorAnswer::new(ErrorCode::Busy))),
         };
         for (index, flip) in flips {

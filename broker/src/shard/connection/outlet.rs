@@ -133,7 +133,7 @@ impl HeldFetch {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match &self.found {
             Some(found) => {
-                FetchAnswer { end: found.end, batches: found.body.batches() }.encode(self.correlation, out);
+                FetchAnswer { end: found.end, batches: found.body.parts() }.encode(self.correlation, out);
             }
             None => ErrorAnswer::new(self.refused).encode(self.correlation, out),
         }

@@ -33,7 +33,7 @@ fn record(body: &[u8]) -> Vec<u8> {
 
 fn found(body: &FoundBody, next: Option<u64>) -> Found<'_> {
     let (name, shard, next) = ("orders", ShardId(1), next.map(LogPosition));
-    Found { topic: TopicId(7), name, shard, messages: body.messages(), next }
+    Found { topic: TopicId(7), name, shard, messages: body.parts(), next }
 }
 
 #[test]
@@ -50,10 +50,10 @@ fn look_ups_come_back_as_they_were_sent() {
         let len = body.len_with(record.len());
         body.push(&head(&record), &record);
         check_answer(&Answer::FindMessages(found(&body, next)));
-        assert_eq!(body.messages().iter().map(|(_, record)| FoundHead::LEN + record.len()).sum::<usize>(), len);
+        assert_eq!(body.parts().iter_filled().map(|(_, record)| FoundHead::LEN + record.len()).sum::<usize>(), len);
     }
-    assert_eq!(body.messages().len(), 3);
-    let all: Vec<_> = body.messages().iter().collect();
+    assert_eq!(body.parts().len(), 3);
+    let all: Vec<_> = body.parts().iter().collect();
     assert!(all.iter().all(|(head, bytes)| bytes.starts_with(&record(b"12345")) && head.offset.0 == 17));
 }
 

@@ -83,12 +83,13 @@ impl GroupLedger {
         Ok(())
     }
 
-    /// The holder's turn may have been active without having been handed anything.
+    /// The holder's turn may have been active without having been handed anything; so may that of one who lost the queue, since the owner
+    /// follows an assignment in slices.
     fn reset_unserved(&mut self, share: Share) {
         for ((shard, _), turn) in self.turns.iter_mut().filter(|(_, turn)| turn.share == share) {
             let newest = self.newest.get(&(*shard, share.group));
             let holder = newest.and_then(|(_, rows)| rows.get(&(share.topic, share.queue)));
-            turn.may_be_reset |= holder == Some(&turn.member);
+            turn.may_be_reset |= holder == Some(&turn.member) || turn.was_lost;
         }
     }
 

@@ -249,8 +249,7 @@ impl GroupLedger {
         let drained = turn.drains && turn.lost.is_some_and(|lost| lost + GROUP_DRAIN.0 <= now);
         let reason = match code {
             ErrorCode::GroupDeleted | ErrorCode::TopicDeleted if book.is_gone => "deleted",
-            // Beside retention a lost turn ended so without a reset that is known here (seed 1804): not understood yet.
-            ErrorCode::OffsetReset if turn.reset || turn.may_be_reset || turn.was_lost => "reset",
+            ErrorCode::OffsetReset if turn.reset || turn.may_be_reset => "reset",
             ErrorCode::NotHolder if turn.fenced => "fenced",
             ErrorCode::NotHolder if turn.replaced => "subscribed again",
             ErrorCode::NotHolder if turn.reset => "reset",
