@@ -42,17 +42,41 @@ impl fmt::Display for Place {
 /// One piece of harm. Offsets and lengths are bytes, blocks have 4 KiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Harm {
-    Flip { file: String, offset: usize, bit: u8 },
-    Truncate { file: String, length: usize },
-    Zero { file: String, block: usize },
-    Swap { file: String, block: usize, with: usize },
-    Duplicate { file: String, block: usize, over: usize },
+    Flip {
+        file: String,
+        offset: usize,
+        bit: u8,
+    },
+    Truncate {
+        file: String,
+        length: usize,
+    },
+    /// Zeros from there to the end: how a file looks that was made at its full length and is torn at that byte.
+    Tear {
+        file: String,
+        offset: usize,
+    },
+    Zero {
+        file: String,
+        block: usize,
+    },
+    Swap {
+        file: String,
+        block: usize,
+        with: usize,
+    },
+    Duplicate {
+        file: String,
+        block: usize,
+        over: usize,
+    },
 }
 
 impl Harm {
     pub fn file(&self) -> &str {
         let (Harm::Flip { file, .. }
         | Harm::Truncate { file, .. }
+        | Harm::Tear { file, .. }
         | Harm::Zero { file, .. }
         | Harm::Swap { file, .. }
         | Harm::Duplicate { file, .. }) = self;
@@ -62,7 +86,7 @@ impl Harm {
     /// Where it falls, for the table.
     pub fn place(&self, state: &State) -> Place {
         let offset = match self {
-            Harm::Flip { offset, .. } => *offset,
+            Harm::Flip { offset, .. } | Harm::Tear { offset, .. } => *offset,
             Harm::Truncate { length, .. } => *length,
             Harm::Zero { block, .. } | Harm::Swap { block, .. } | Harm::Duplicate { over: block, .. } => block * BLOCK,
         };
@@ -91,7 +115,9 @@ impl Harm {
         let block = |block: &usize| block * BLOCK..(block + 1) * BLOCK;
         let (one, other) = match self {
             Harm::Flip { offset, .. } => (*offset..offset + 1, 0..0),
-            Harm::Truncate { file, length } => (*length..medium.len(file), 0..0),
+            Harm::Truncate { file, length: from } | Harm::Tear { file, offset: from } => {
+                (*from..medium.len(file), 0..0)
+            }
             Harm::Zero { block: at, .. } | Harm::Duplicate { over: at, .. } => (block(at), 0..0),
             Harm::Swap { block: at, with, .. } => (block(at), block(with)),
         };
@@ -104,7 +130,12 @@ impl Harm {
                 let byte = medium.read(file, *offset, 1)[0];
                 medium.write(file, *offset, &[byte ^ (1 << bit)]);
             }
-            Harm::Truncate { file, length } => medium.truncate(file, *length),
+            Harm::Truncate { file, length } => medium.resize(file, *length),
+            Harm::Tear { file, offset } => {
+                let len = medium.len(file);
+                medium.resize(file, *offset);
+                medium.resize(file, len);
+            }
             Harm::Zero { file, block } => medium.write(file, block * BLOCK, &[0; BLOCK]),
             Harm::Swap { file, block, with } => {
                 let (one, other) = (medium.read(file, block * BLOCK, BLOCK), medium.read(file, with * BLOCK, BLOCK));
@@ -149,6 +180,7 @@ impl fmt::Display for Harm {
         match self {
             Harm::Flip { file, offset, bit } => write!(f, "flip:{file}:{offset}:{bit}"),
             Harm::Truncate { file, length } => write!(f, "truncate:{file}:{length}"),
+            Harm::Tear { file, offset } => write!(f, "tear:{file}:{offset}"),
             Harm::Zero { file, block } => write!(f, "zero:{file}:{block}"),
             Harm::Swap { file, block, with } => write!(f, "swap:{file}:{block}:{with}"),
             Harm::Duplicate { file, block, over } => write!(f, "duplicate:{file}:{block}:{over}"),
@@ -169,6 +201,7 @@ impl FromStr for Harm {
         Ok(match words[0] {
             "flip" => Harm::Flip { file: file()?, offset: number(2)?, bit: number(3)? as u8 },
             "truncate" => Harm::Truncate { file: file()?, length: number(2)? },
+            "tear" => Harm::Tear { file: file()?, offset: number(2)? },
             "zero" => Harm::Zero { file: file()?, block: number(2)? },
             "swap" => Harm::Swap { file: file()?, block: number(2)?, with: number(3)? },
             "duplicate" => Harm::Duplicate { file: file()?, block: number(2)?, over: number(3)? },
@@ -187,6 +220,7 @@ mod tests {
         let harms = [
             Harm::Flip { file: file(), offset: 4100, bit: 7 },
             Harm::Truncate { file: file(), length: 0 },
+            Harm::Tear { file: file(), offset: 4097 },
             Harm::Zero { file: file(), block: 3 },
             Harm::Swap { file: file(), block: 3, with: 4 },
             Harm::Duplicate { file: file(), block: 3, over: 4 },

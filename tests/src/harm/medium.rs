@@ -29,6 +29,10 @@ impl Contents {
     fn resize(&mut self, len: usize) {
         let zero = Rc::new([0; BLOCK]);
         self.blocks.resize(len.div_ceil(BLOCK), zero);
+        if len < self.len && !len.is_multiple_of(BLOCK) {
+            // What grows again behind a cut is zeros.
+            Rc::make_mut(&mut self.blocks[len / BLOCK])[len % BLOCK..].fill(0);
+        }
         self.len = len;
     }
 
@@ -66,7 +70,8 @@ type File = Rc<RefCell<Contents>>;
 #[derive(Clone, Debug, Default)]
 pub struct Medium {
     files: Rc<RefCell<BTreeMap<String, File>>>,
-    rings: Rc<RefCell<BTreeMap<String, Option<Vec<u8>>>>>,
+    /// `None` while one is held. Copies share the bytes until one of them is written to: a ring is most of what there is to copy.
+    rings: Rc<RefCell<BTreeMap<String, Option<Rc<Vec<u8>>>>>>,
 }
 
 impl Medium {
@@ -96,12 +101,16 @@ impl Medium {
         if let Some(file) = self.files.borrow().get(name) {
             return file.borrow().read(0, usize::MAX / 2);
         }
+        self.ring(name).to_vec()
+    }
+
+    fn ring(&self, name: &str) -> Rc<Vec<u8>> {
         self.rings.borrow().get(name).cloned().flatten().expect("a file or a ring of that name")
     }
 
     pub fn len(&self, name: &str) -> usize {
         let file_len = self.files.borrow().get(name).map(|file| file.borrow().len);
-        file_len.unwrap_or_else(|| self.get(name).len())
+        file_len.unwrap_or_else(|| self.ring(name).len())
     }
 
     pub fn put(&self, name: &str, bytes: &[u8]) {
@@ -109,7 +118,7 @@ impl Medium {
     }
 
     pub fn put_ring(&self, path: &str, bytes: Vec<u8>) {
-        self.rings.borrow_mut().insert(path.to_owned(), Some(bytes));
+        self.rings.borrow_mut().insert(path.to_owned(), Some(Rc::new(bytes)));
     }
 
     pub fn remove_file(&self, name: &str) {
@@ -125,7 +134,7 @@ impl Medium {
         if let Some(file) = self.files.borrow().get(name) {
             return file.borrow().read(offset, len);
         }
-        let ring = self.get(name);
+        let ring = self.ring(name);
         ring[offset.min(ring.len())..(offset + len).min(ring.len())].to_vec()
     }
 
@@ -134,16 +143,16 @@ impl Medium {
         if let Some(file) = self.files.borrow().get(name) {
             file.borrow_mut().write(offset, bytes);
         } else if let Some(Some(ring)) = self.rings.borrow_mut().get_mut(name) {
-            ring[offset..offset + bytes.len()].copy_from_slice(bytes);
+            Rc::make_mut(ring)[offset..offset + bytes.len()].copy_from_slice(bytes);
         }
     }
 
-    /// Cuts a file or ring.
-    pub fn truncate(&self, name: &str, len: usize) {
+    /// Cuts a file or ring, or has it end in zeros.
+    pub fn resize(&self, name: &str, len: usize) {
         if let Some(file) = self.files.borrow().get(name) {
             file.borrow_mut().resize(len);
         } else if let Some(Some(ring)) = self.rings.borrow_mut().get_mut(name) {
-            ring.truncate(len);
+            Rc::make_mut(ring).resize(len, 0);
         }
     }
 
@@ -252,11 +261,11 @@ impl RingHost for Medium {
 
     fn create(&self, path: &str, len: usize) -> io::Result<MediumRing> {
         self.rings.borrow_mut().insert(path.to_owned(), None);
-        Ok(MediumRing { medium: self.clone(), path: Some(path.to_owned()), bytes: vec![0; len] })
+        Ok(MediumRing { medium: self.clone(), path: Some(path.to_owned()), bytes: Rc::new(vec![0; len]) })
     }
 
     fn anonymous(&self, len: usize) -> io::Result<MediumRing> {
-        Ok(MediumRing { medium: self.clone(), path: None, bytes: vec![0; len] })
+        Ok(MediumRing { medium: self.clone(), path: None, bytes: Rc::new(vec![0; len]) })
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
@@ -269,7 +278,7 @@ impl RingHost for Medium {
 pub struct MediumRing {
     medium: Medium,
     path: Option<String>,
-    bytes: Vec<u8>,
+    bytes: Rc<Vec<u8>>,
 }
 
 impl RingMemory for MediumRing {
@@ -278,15 +287,16 @@ impl RingMemory for MediumRing {
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        let bytes: &mut Vec<u8> = Rc::make_mut(&mut self.bytes);
+        bytes
     }
 
     fn store_u64(&mut self, offset: usize, value: u64) {
-        self.bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        self.bytes_mut()[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
     }
 
     fn resize(&mut self, len: usize) -> io::Result<()> {
-        self.bytes.resize(len, 0);
+        Rc::make_mut(&mut self.bytes).resize(len, 0);
         Ok(())
     }
 }

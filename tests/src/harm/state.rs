@@ -210,6 +210,12 @@ impl State {
         self.identities.last().expect("a broker left a segment")
     }
 
+    /// The segment file that the log ends in, as far as it was written.
+    pub fn last_written(&self) -> String {
+        let written = |identity: &&Identity| self.written(&identity.name().to_string()) > BLOCK;
+        self.identities.iter().rfind(written).expect("a broker wrote something").name().to_string()
+    }
+
     /// Where the bytes of a file end that are not zero; all of a ring.
     pub fn written(&self, file: &str) -> usize {
         self.written.get(file).copied().unwrap_or_else(|| self.medium.len(file))
