@@ -49,6 +49,10 @@ impl Configuration {
             fail_write_one_in: if failing { *random.pick(&[0, 40, 200]) } else { 0 },
             fail_sync_one_in: if failing { *random.pick(&[0, 20, 100]) } else { 0 },
             disk_full_one_in: if failing { *random.pick(&[0, 5, 20]) } else { 0 },
+            fail_read_one_in: if failing { *random.pick(&[0, 10, 100]) } else { 0 },
+            short_read_one_in: if random.one_in(4) { *random.pick(&[8, 40]) } else { 0 },
+            fail_name_one_in: if failing { *random.pick(&[0, 30, 200]) } else { 0 },
+            fail_ring_one_in: if failing { *random.pick(&[0, 10]) } else { 0 },
             ..Conditions::default()
         };
         Self {

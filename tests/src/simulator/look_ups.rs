@@ -1,9 +1,9 @@
 //! What the indexes of a shard's sealed segments are asked, as in production: in the background for readers, at once for requests.
 
-use peregrine_broker::engine::{Asked, Delivery, Engine, IndexEntry, IndexQuestion, Slice};
+use peregrine_broker::engine::{Asked, Delivery, Engine, IndexEntry, IndexQuestion, ReaderOwner, Slice};
 use peregrine_broker::log::disk::simulated::{Machine, Random, SimulatedDisk, Tasks};
 use peregrine_broker::log::index::{IndexLookUpError, IndexedBatch, LogIndexes};
-use peregrine_protocol::ids::LogPosition;
+use peregrine_protocol::ids::{LogPosition, SubscriptionId};
 
 use super::violation::Violation;
 
@@ -21,17 +21,31 @@ pub struct LookUps {
     under_way: Tasks<LookedUp>,
     /// For an index to be made.
     waiting: Vec<Delivery>,
+    /// Readers to whom it is to be said that what they want cannot be looked up.
+    damaged: Vec<(ReaderOwner, SubscriptionId)>,
     has_to_drop: bool,
     answered: u64,
 }
 
 impl LookUps {
     pub fn new(indexes: LogIndexes<SimulatedDisk>) -> Self {
-        Self { indexes, under_way: Tasks::default(), waiting: Vec::new(), has_to_drop: false, answered: 0 }
+        Self {
+            indexes,
+            under_way: Tasks::default(),
+            waiting: Vec::new(),
+            damaged: Vec::new(),
+            has_to_drop: false,
+            answered: 0,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
         self.under_way.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Whether something can go on without time passing.
+    pub fn has_woken(&self) -> bool {
+        self.under_way.has_woken()
     }
 
     /// Begins what the engine asks for.
@@ -60,7 +74,7 @@ impl LookUps {
     }
 
     /// Tells the engine what was found, and lets it drop a slice.
-    pub fn turn(&mut self, engine: &mut Engine, random: &mut Random) -> Result<(), Violation> {
+    pub fn turn(&mut self, engine: &mut Engine, random: &mut Random, devices_fail: bool) -> Result<(), Violation> {
         if self.has_to_drop {
             self.has_to_drop = engine.drop_indexed(&mut Slice::new(random.between(1, 4) as u32));
         }
@@ -71,7 +85,15 @@ impl LookUps {
                     self.waiting.push(asked);
                     continue;
                 }
-                Err(error) => return Err(Violation(format!("a look-up failed: {error}"))),
+                Err(error) if !devices_fail => return Err(Violation(format!("a look-up failed: {error}"))),
+                Err(_) => {
+                    match asked {
+                        Delivery::LookUp { owner, subscription, .. } => self.damaged.push((owner, subscription)),
+                        // It has no other way on.
+                        asked => self.waiting.push(asked),
+                    }
+                    continue;
+                }
             };
             self.answered += 1;
             match asked {
@@ -91,6 +113,11 @@ impl LookUps {
             engine.answered(question, found.as_ref());
         }
         found.is_ok()
+    }
+
+    /// Those whose look-ups failed for good since the last call.
+    pub fn take_damaged(&mut self) -> Vec<(ReaderOwner, SubscriptionId)> {
+        std::mem::take(&mut self.damaged)
     }
 
     /// Look-ups that were answered since the last call.

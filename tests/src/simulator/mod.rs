@@ -15,6 +15,7 @@
 //! planted fault and the code; `scripts/simulate --seeds N..N --verbose` replays it with its events.
 
 mod catalogue;
+mod changes;
 mod configuration;
 mod damage;
 mod fault;
@@ -23,6 +24,7 @@ mod group;
 mod incident;
 mod ledger;
 mod look_ups;
+mod mending;
 mod process;
 mod producer;
 mod reader;

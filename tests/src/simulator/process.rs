@@ -54,12 +54,16 @@ pub struct Shard {
     checkpointing: Checkpointing<SimulatedDisk>,
     checkpoint_tasks: Tasks<CheckpointOutcome<SimulatedDisk>>,
     checkpoints: u64,
+    /// Checkpoints that this process has taken.
+    pub checkpoints_taken: u64,
     retaining: Retaining,
     retention_tasks: Tasks<RetentionOutcome<SimulatedDisk>>,
     large: Vec<(LargeAppend, Rc<[u8]>)>,
     seal: EntrySeal,
     rolls: u64,
     retired: u64,
+    /// Whether the devices of this seed fail now and then.
+    devices_fail: bool,
 }
 
 /// What a start hands over, entry by entry.
@@ -129,7 +133,7 @@ impl Shard {
         machine: &Machine,
         options: LogOptions,
         engine_options: EngineOptions,
-        (checkpoint_slice, retention): (usize, RetentionBounds),
+        (checkpoint_slice, retention, devices_fail): (usize, RetentionBounds, bool),
         prepare: impl Fn(&mut Engine),
     ) -> Result<(Self, Found), StartError> {
         let mut engine = Engine::new(engine_options);
@@ -152,12 +156,14 @@ impl Shard {
             checkpointing: Checkpointing::new(checkpoint_slice),
             checkpoint_tasks: Tasks::default(),
             checkpoints: 0,
+            checkpoints_taken: 0,
             retaining: Retaining::new(retention),
             retention_tasks: Tasks::default(),
             large: Vec::new(),
             seal,
             rolls: 0,
             retired: 0,
+            devices_fail,
         };
         Ok((shard, Found { entries: found, report }))
     }
@@ -219,7 +225,7 @@ impl Shard {
                 self.engine.on_poisoned();
             }
         }
-        self.look_ups.turn(&mut self.engine, random)?;
+        self.look_ups.turn(&mut self.engine, random, self.devices_fail)?;
         self.note_positions(ledger)
     }
 
@@ -229,6 +235,7 @@ impl Shard {
             && let Ok(Some(_)) = self.checkpointing.complete(outcome, &mut self.log, now)
         {
             self.checkpoints += 1;
+            self.checkpoints_taken += 1;
         }
         if let Some(task) = self.checkpointing.next_task(&self.engine, &mut self.log, now) {
             self.checkpoint_tasks.spawn(task);
@@ -241,6 +248,12 @@ impl Shard {
         let of_checkpoint = self.checkpointing.next_deadline(&self.log);
         let deadlines = self.log.next_deadline().into_iter().chain(of_checkpoint);
         deadlines.filter(|deadline| *deadline > now).min()
+    }
+
+    /// Whether something of it can go on without time passing.
+    pub fn has_woken(&self) -> bool {
+        let background = self.checkpoint_tasks.has_woken() || self.retention_tasks.has_woken();
+        background || self.cold_reads.has_woken() || self.look_ups.has_woken()
     }
 
     /// Tells ledger and engine how far the log is.

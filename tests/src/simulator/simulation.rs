@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use peregrine_broker::engine::EngineOptions;
 use peregrine_broker::log::damage::Damage;
-use peregrine_broker::log::disk::simulated::{Conditions, Crash, Machine, Random};
+use peregrine_broker::log::disk::simulated::{Conditions, Crash, Failures, Machine, Phase, Random};
 use peregrine_broker::log::fault::{Faults, RecoveryStep};
 use peregrine_broker::log::{LogOptions, StartError};
 use peregrine_protocol::ids::{Epoch, LogPosition, Nanos, ShardId};
@@ -118,7 +118,35 @@ impl Simulation {
     }
 
     pub fn statistics(&self) -> Statistics {
-        self.statistics
+        let interrupted = self.machine.interrupted();
+        let [in_flushes, in_segments, in_marks, in_checkpoints, in_indexes, in_retirements, in_starts] = interrupted;
+        let Failures { failed, full, short_reads, short_writes, happened } = self.machine.failures();
+        let [lists, opens, makes, renames, removes, directory_syncs, reads, extensions, writes, syncs, rings] = failed;
+        Statistics {
+            failed_lists: lists,
+            failed_opens: opens,
+            failed_makes: makes,
+            failed_renames: renames,
+            failed_removes: removes,
+            failed_directory_syncs: directory_syncs,
+            failed_reads: reads,
+            failed_extensions: extensions,
+            failed_writes: writes,
+            failed_syncs: syncs,
+            failed_rings: rings,
+            failed_full: full,
+            short_reads,
+            short_writes,
+            happened,
+            in_flushes,
+            in_segments,
+            in_marks,
+            in_checkpoints,
+            in_indexes,
+            in_retirements,
+            in_starts,
+            ..self.statistics
+        }
     }
 
     pub fn run(&mut self) -> Result<(), Violation> {
@@ -203,6 +231,12 @@ impl Simulation {
         self.strikes_at = None;
         // Where rings move at every start, the steps of starts matter more than the work between them.
         let kinds = if self.configuration.move_rings_one_in == 1 { 20 } else { 10 };
+        if self.random.one_in(4) {
+            // Of a part of the work that was begun, each step between two operations is as likely as the others.
+            let phase = *self.random.pick(&Phase::ALL);
+            let (operations, steps) = (self.random.below(8), self.random.below(4));
+            return self.machine.arm_in(phase, operations, steps, crash);
+        }
         match self.random.below(kinds) {
             0..2 => self.machine.arm(self.random.below(150), crash),
             2..5 => self.machine.arm(self.random.below(3_000), crash),
@@ -248,6 +282,7 @@ impl Simulation {
         let shards = self.configuration.shards;
         let mut process = Process { shards: Vec::new() };
         for shard in 0..shards {
+            let failures = self.machine.failures().errors();
             let options = self.configuration.log_options(shard, &self.machine, self.rings, self.grown);
             let discard_ring = self.discard_ring.filter(|(of, _)| *of == shard).map(|(_, epoch)| epoch);
             let options = LogOptions { accept_loss: self.accepts_loss, discard_ring, ..options };
@@ -259,7 +294,7 @@ impl Simulation {
                 &self.machine,
                 options,
                 engine,
-                (self.configuration.checkpoint_slice, self.configuration.retention),
+                (self.configuration.checkpoint_slice, self.configuration.retention, self.devices_fail()),
                 |engine| {
                     if let Some(snapshot) = &snapshot {
                         engine.install_catalogue(snapshot.clone());
@@ -268,8 +303,10 @@ impl Simulation {
             );
             let (started, found) = match started {
                 Ok(started) => started,
-                Err(StartError::Io { .. }) if self.devices_fail() => {
+                // What cannot be read may be damage or a ring that is not there: another start can read it again.
+                Err(error) if self.machine.failures().errors() > failures => {
                     self.statistics.failed_starts += 1;
+                    self.machine.note(&("a start failed", shard, error.to_string()));
                     return Ok(None);
                 }
                 Err(StartError::Damage(damage)) if self.expects(shard, &damage) => {
@@ -332,8 +369,7 @@ impl Simulation {
     }
 
     pub(super) fn devices_fail(&self) -> bool {
-        let Conditions { fail_write_one_in, fail_sync_one_in, disk_full_one_in, .. } = self.configuration.conditions;
-        fail_write_one_in + fail_sync_one_in + disk_full_one_in > 0
+        self.configuration.conditions.fail()
     }
 
     fn close(&mut self, process: Process) -> Result<Ending, Violation> {

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use peregrine_broker::engine::{
-    BatchPlace, CatalogueDecision, CatalogueState, Credit, Delivery, ProduceDecision, ReaderOwner, Refusal, StartAt,
-    StoredBatch, TopicState,
+    BatchPlace, CatalogueState, Credit, Delivery, ProduceDecision, ReaderOwner, Refusal, StartAt, StoredBatch,
+    TopicState,
 };
 use peregrine_broker::log::AppendRefused;
 use peregrine_protocol::entry::entry_len;
@@ -18,13 +18,15 @@ use super::reader::Reader;
 use super::simulation::{Process, Simulation};
 use super::violation::{Violation, promise};
 
-const TOPICS_MAX: usize = 4;
+pub const TOPICS_MAX: usize = 4;
 const PRODUCERS_MAX: usize = 10;
 const READERS_MAX: usize = 8;
 /// Batches that one step sends at most.
 const BURST: u64 = 6;
-/// Nanoseconds between two slices of work on the assignments of groups.
+/// Nanoseconds between two slices of work: on assignments of groups, on checkpoints, on retention.
 const SLICE_EVERY: u64 = 50_000;
+/// Nanoseconds after which a shard looks for what is to be done although nothing has happened.
+const LOOK_EVERY: u64 = 500_000_000;
 
 impl Simulation {
     /// The work of a usual life.
@@ -34,7 +36,7 @@ impl Simulation {
             self.act(process)?;
             self.turn(process)?;
         }
-        Ok(())
+        self.devices_recover(process)
     }
 
     /// Readers go on where they were.
@@ -74,12 +76,13 @@ impl Simulation {
             let tick = self.consumers.settings.tick;
             let of_groups = process.shards.iter().filter_map(|shard| shard.engine.next_group_deadline());
             let of_groups = of_groups.map(|deadline| deadline.0.next_multiple_of(tick));
-            let has_work = process.shards.iter().any(|shard| shard.engine.has_group_work());
+            let has_work = process.shards.iter().any(|shard| shard.engine.has_group_work() || shard.has_woken());
             let next_slice = has_work.then_some(now + SLICE_EVERY);
             let deadlines = of_logs.map(|deadline| deadline.0).chain(of_groups).chain(next_slice);
             let deadlines = deadlines.chain(self.consumers.next_due());
             let until = deadlines.filter(|deadline| *deadline > now).min();
-            let until = until.unwrap_or(target).min(target);
+            // Retention looks now and then.
+            let until = until.unwrap_or(target).min(target).min(now + LOOK_EVERY);
             let completed = self.machine.advance(until);
             self.turn(process)?;
             if !completed && self.machine.now() >= target {
@@ -100,24 +103,24 @@ impl Simulation {
             self.statistics.rolls += process.shards[shard].take_rolls();
             self.statistics.looked_up += process.shards[shard].look_ups.take_answered();
             self.statistics.checkpoints += process.shards[shard].take_checkpoints();
-            if process.shards[shard].engine.is_poisoned() && !was_poisoned {
+            let is_poisoned = process.shards[shard].engine.is_poisoned();
+            promise!(is_poisoned || !self.machine.flush_failed(shard), "a flush failed, and shard {shard} goes on");
+            if is_poisoned && !was_poisoned {
                 self.poisoned(process, shard);
             }
             while let Some(waiting) = process.shards[shard].next_released() {
                 self.answer(shard, &waiting)?;
             }
+            for reader in process.shards[shard].look_ups.take_damaged() {
+                self.told_of_trouble(process, shard, reader);
+            }
             while let Some(read) = process.shards[shard].cold_reads.poll(&mut self.random) {
                 self.statistics.read_from_disk += 1;
                 let ColdRead { owner, subscription, batch, bytes } = read;
                 let running = &mut process.shards[shard];
-                if bytes.is_err() && batch.position < running.log.begins_at() {
-                    // Its segment was retired meanwhile: the reader hears of that when it asks again.
-                    let gone = running.engine.unsubscribe(owner, subscription);
-                    if !Consumers::is_member(owner) {
-                        self.readers[owner.0 as usize].disconnected();
-                    } else if gone.is_ok() {
-                        self.turn_was_given_up(shard, owner, subscription);
-                    }
+                let is_retired = batch.position < running.log.begins_at();
+                if bytes.is_err() && (is_retired || self.devices_fail()) {
+                    self.told_of_trouble(process, shard, (owner, subscription));
                     continue;
                 }
                 let bytes = bytes.map_err(|error| Violation(format!("a read of the log failed: {error}")))?;
@@ -128,6 +131,21 @@ impl Simulation {
         self.serve_groups(process)?;
         self.catalogue_takes_effect(process)?;
         (0..process.shards.len()).try_for_each(|shard| self.deliver_all(process, shard))
+    }
+
+    /// What a reader or a member was to be sent was retired meanwhile, or cannot be read: it is told so, and comes again.
+    fn told_of_trouble(
+        &mut self,
+        process: &mut Process,
+        shard: usize,
+        (owner, subscription): (ReaderOwner, SubscriptionId),
+    ) {
+        let gone = process.shards[shard].engine.unsubscribe(owner, subscription);
+        if !Consumers::is_member(owner) {
+            self.readers[owner.0 as usize].disconnected();
+        } else if gone.is_ok() {
+            self.turn_was_given_up(shard, owner, subscription);
+        }
     }
 
     /// What is durable of the catalogue counts, and the other shards hear of it by and by.
@@ -155,6 +173,7 @@ impl Simulation {
     }
 
     fn answer(&mut self, shard: usize, waiting: &Waiting) -> Result<(), Violation> {
+        promise!(!self.machine.flush_failed(shard), "shard {shard} answered {waiting:?} after a failed flush");
         match waiting {
             Waiting::Batch { producer, mark, stored } => {
                 self.machine.note(&("acknowledged", shard, stored.position, stored.level));
@@ -427,59 +446,6 @@ impl Simulation {
             reader.received(batch, &header, &self.ledgers[index])?;
         }
         shard.engine.delivered(subscription);
-        Ok(())
-    }
-
-    // The catalogue.
-
-    fn change_catalogue(&mut self, process: &mut Process) -> Result<(), Violation> {
-        let name = format!("topic-{}", self.random.below(TOPICS_MAX as u64));
-        let wall = self.wall();
-        let home = &mut process.shards[0];
-        let decision = match self.random.below(10) {
-            0 => {
-                self.catalogue.asks_to_delete(&name);
-                home.engine.decide_delete(&name, None, wall)
-            }
-            1..=2 => home.engine.decide_alter(&name, self.random.between(1, 6) as u32, wall),
-            _ => home.engine.decide_create(&name, self.random.between(1, 3) as u32, wall),
-        };
-        match decision {
-            Ok(decided) => self.append_change(home, name, decided),
-            Err(refusal) => Self::must_be_sensible(&refusal),
-        }
-    }
-
-    /// What shard 0 decided about a topic or a group. Where that is an entry, it is answered when it is synced.
-    pub(super) fn append_change<T>(
-        &mut self,
-        home: &mut Shard,
-        name: String,
-        decided: CatalogueDecision<T>,
-    ) -> Result<(), Violation> {
-        let CatalogueDecision::Append { draft, payload } = decided else { return Ok(()) };
-        let (payload, now): (Rc<[u8]>, _) = (payload.into(), self.now());
-        match home.append(&draft, &payload, &mut self.ledgers[0], now)? {
-            Append::Done(header) => {
-                self.machine.note(&("change", name, header.position));
-                let position = header.position;
-                home.waiting.wait(DurableLevel::Synced, header.end(), Waiting::Change { position });
-                Ok(())
-            }
-            Append::Refused(refused) => self.not_appended(refused),
-        }
-    }
-
-    fn must_be_sensible(refusal: &Refusal) -> Result<(), Violation> {
-        let sensible = matches!(
-            refusal,
-            Refusal::Poisoned
-                | Refusal::Busy { .. }
-                | Refusal::UnknownTopic
-                | Refusal::TopicExists { .. }
-                | Refusal::InvalidArgument(_)
-        );
-        promise!(sensible, "a change of the catalogue was refused: {refusal}");
         Ok(())
     }
 }

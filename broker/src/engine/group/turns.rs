@@ -290,9 +290,10 @@ impl Engine {
         }
     }
 
-    /// All below it is done, or was never the group's. Of a queue that is somebody's turn, or was: it is known.
+    /// All below it is done, is no longer kept, or was never the group's. Of a queue that is somebody's turn, or was: it is known.
     pub(super) fn place_in(&self, share: Share) -> QueueOffset {
-        self.known_place_in(share).unwrap_or(QueueOffset(0))
+        let start = self.with_queue(share.queue, |queue| queue.start);
+        self.known_place_in(share).unwrap_or(QueueOffset(0)).max(start)
     }
 
     fn known_place_in(&self, share: Share) -> Result<QueueOffset, Refusal> {

@@ -1,8 +1,10 @@
 //! Starts of queues: what is no longer kept is told to readers, passed over by groups, and stays so over restarts.
 
+use std::sync::Arc;
+
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
-use peregrine_protocol::ids::QueueOffset;
+use peregrine_protocol::ids::{MemberId, QueueOffset};
 
 use super::*;
 
@@ -122,4 +124,33 @@ fn an_acknowledgement_below_a_start_is_written_down() {
     let ack = GroupAck { group, topic, queue, epoch: Epoch::ANY, offset, delivered_end: offset };
     let decision = bench.engine.decide_ack(&ack, bench.now);
     assert!(matches!(decision, Ok(AckDecision::Append(entry)) if entry.offset == offset), "{decision:?}");
+}
+
+/// A member that had nothing left to acknowledge was given the time of a drain, and nobody was served meanwhile.
+#[test]
+fn a_member_is_not_waited_for_whose_messages_are_kept_no_more() {
+    let mut bench = Bench::new(1);
+    bench.change(bench.engine.decide_create_group("g", &[(TOPIC, StartAt::Earliest)], bench.now));
+    bench.harden();
+    while bench.engine.next_catalogue_effect().is_some() {}
+    bench.store(0, 1, Memory);
+    bench.publish();
+    let group = bench.engine.group_named("g").expect("it was created").id;
+    let credit = Credit { messages: 10, bytes: 1 << 20 };
+    for (number, member) in [(1, 1), (2, 2)] {
+        let holders = Assignment::of([(TOPIC, QueueId(0), MemberId(member))]);
+        bench.engine.assign(group, number, &Arc::new(holders), &[], Nanos(number));
+        let subscribed =
+            bench.engine.subscribe_group(ReaderOwner(member), group, MemberId(member), TOPIC, QueueId(0), credit);
+        assert!(subscribed.is_ok(), "{subscribed:?}");
+        if member == 1 {
+            let handed = bench.engine.next_delivery();
+            assert!(matches!(handed, Some(Delivery::Batch { .. })), "{handed:?}");
+            assert!(bench.keep_from(1));
+        } else {
+            bench.engine.follow_assignments(&mut Slice::new(u32::MAX));
+        }
+    }
+    let ended = bench.engine.next_delivery();
+    assert!(matches!(ended, Some(Delivery::Ended { owner: ReaderOwner(1), .. })), "{ended:?}");
 }

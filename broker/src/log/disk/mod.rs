@@ -18,6 +18,7 @@ pub mod simulated;
 pub mod tests;
 pub mod tmpfs;
 pub mod uring;
+mod whole;
 
 use std::future::Future;
 use std::io;
@@ -83,7 +84,8 @@ pub trait DiskFile: 'static {
     fn extend(&self, size: u64) -> impl Future<Output = io::Result<()>>;
     /// Writes the whole buffer at `offset`.
     fn write_at(&self, buffer: Self::Buffer, offset: u64) -> impl Future<Output = io::Result<()>>;
-    /// Reads `len` bytes at `offset`; a short result means end of file.
+    /// Reads `len` bytes at `offset`; a short result means end of file, whatever the device does: one that brings less before it is
+    /// asked again, or fails.
     fn read_at(&self, offset: u64, len: usize) -> impl Future<Output = io::Result<Self::Bytes>>;
     /// Makes the file's contents durable (fdatasync), whatever the file was opened for.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;

@@ -19,6 +19,7 @@ use std::time::Duration;
 use glommio::io::{DmaFile, OpenOptions as DirectOptions, ReadResult};
 use glommio::{allocate_dma_buffer, executor};
 
+use super::whole::{Whole, read_whole};
 use super::{Access, BLOCK, Disk, DiskFile};
 use crate::control::kernel::free_space;
 
@@ -176,13 +177,12 @@ impl DiskFile for UringFile {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<DirectBytes> {
         if len <= TRANSFER_BYTES_MAX {
             // Past the end of a file, glommio's result can name bytes that were never read; the end is cut here.
-            let left = usize::try_from(self.size().saturating_sub(offset)).unwrap_or(usize::MAX);
-            if left == 0 {
-                return Ok(DirectBytes::Joined(Vec::new()));
-            }
-            let read = self.file.read_at_aligned(offset, len).await?;
-            let known = read.len().min(left);
-            return Ok(DirectBytes::Single(read, known));
+            let left = self.size().saturating_sub(offset);
+            let read = async |offset, len| Ok(self.file.read_at_aligned(offset, len).await?);
+            return Ok(match read_whole(offset, len, left, read).await? {
+                Whole::Single(read, known) => DirectBytes::Single(read, known),
+                Whole::Joined(bytes) => DirectBytes::Joined(bytes),
+            });
         }
         let mut joined = Vec::with_capacity(len);
         while joined.len() < len {

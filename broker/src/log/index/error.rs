@@ -35,6 +35,12 @@ impl IndexError {
     pub fn is_bad_index(&self) -> bool {
         matches!(self, Self::Bad { .. })
     }
+
+    /// Whether another attempt may do better though nobody mends the segment.
+    pub fn may_pass(&self) -> bool {
+        let is_unread = matches!(self, Self::Entry { reason: BadEntry::Unreadable(_), .. });
+        is_unread || matches!(self, Self::Io { .. } | Self::Bad { .. })
+    }
 }
 
 /// Why an index file cannot be used.

@@ -70,7 +70,7 @@ enum State<D: Disk> {
     Unknown,
     /// There is one that is no good.
     Bad,
-    /// None can be made: the segment is damaged, which the next start says too.
+    /// None can be made: the segment is damaged, which the next start says too. One that could not be read is tried again.
     Damaged(Rc<IndexError>),
     /// `first_time`: of the segment's first entry, if it has any.
     Made { first_time: Option<Nanos>, open: Option<Rc<SegmentIndex<D>>> },
@@ -193,7 +193,11 @@ impl<D: Disk> LogIndexes<D> {
             return None;
         }
         set.retry_at = None;
-        let is_due = |sealed: &&Sealed<D>| matches!(sealed.state, State::Unknown | State::Bad);
+        let is_due = |sealed: &&Sealed<D>| match &sealed.state {
+            State::Unknown | State::Bad => true,
+            State::Damaged(error) => error.may_pass(),
+            State::Made { .. } => false,
+        };
         let due = set.segments.iter().find(is_due)?;
         set.making = Some(due.segment.name.base);
         let is_bad = matches!(due.state, State::Bad);
@@ -227,11 +231,11 @@ impl<D: Disk> LogIndexes<D> {
             Ok(index) => set.keep_open(place, Rc::new(index)),
             Err(error) => {
                 tracing::warn!(%error, "the index of a segment cannot be made; it is tried again");
+                if error.may_pass() {
+                    set.retry_at = Some(now + limits::INDEX_RETRY.0);
+                }
                 set.segments[place].state = match error {
-                    IndexError::Io { .. } | IndexError::Bad { .. } => {
-                        set.retry_at = Some(now + limits::INDEX_RETRY.0);
-                        State::Unknown
-                    }
+                    IndexError::Io { .. } | IndexError::Bad { .. } => State::Unknown,
                     damaged => State::Damaged(Rc::new(damaged)),
                 };
             }

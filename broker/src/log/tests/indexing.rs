@@ -211,3 +211,25 @@ fn a_stop_gives_up_the_index_that_is_being_made() {
     settle(&mut process);
     assert_eq!(read_through(&bench, &process).len(), 2500);
 }
+
+#[test]
+fn a_segment_that_the_device_could_not_read_once_is_indexed_later() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    process.append_all(0..1, Synced, 5000);
+    process.wait_durable();
+    let first = "00000000000000000000-0000000001";
+    bench.machine.set_readable(0, first, 1, false);
+    process.append_all(1..2500, Synced, 5000);
+    process.wait_durable();
+    let ask = |process: &Process| {
+        let indexes = process.log.indexes();
+        bench.machine.block_on(indexes.lookup(TopicId(1), QueueId(0), QueueOffset(0), LogPosition(1), 1))
+    };
+    process.wait_until(|log| log.indexes().changes() > 0);
+    let told = ask(&process);
+    assert!(matches!(told, Err(IndexLookUpError::Damaged(_))), "whoever asks meanwhile is told: {told:?}");
+    bench.machine.set_readable(0, first, 1, true);
+    settle(&mut process);
+    assert_eq!(ask(&process).unwrap()[0].offset, QueueOffset(0));
+}

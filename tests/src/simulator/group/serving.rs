@@ -383,7 +383,7 @@ impl Simulation {
             }
         };
         if !matches!(engine.group(assigned.group), GroupState::Deleted(_)) {
-            self.consumers.ledger.assigned(shard, assigned, mine, now);
+            self.consumers.ledger.assigned((shard, &self.ledgers[shard]), assigned, mine, now);
         }
         let Assigned { group, number, assignment, fenced, .. } = assigned;
         engine.assign(*group, *number, assignment, fenced, now);
@@ -447,7 +447,7 @@ impl Simulation {
                 self.push_to(owner, Push::Revoked { subscription });
             }
             Delivery::Ended { owner, subscription, code } => {
-                let reason = self.consumers.ledger.ended(shard, subscription, code, now)?;
+                let reason = self.consumers.ledger.ended((shard, &self.ledgers[shard]), subscription, code, now)?;
                 self.machine.note(&("ends", shard, subscription, code.number(), reason));
                 self.statistics.overdue_drains += u64::from(reason == "not done within the drain");
                 self.statistics.turns_reset += u64::from(code == ErrorCode::OffsetReset);

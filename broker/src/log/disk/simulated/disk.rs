@@ -9,6 +9,7 @@ use super::directory::Inode;
 use super::file::blocks_of;
 use super::machine::Machine;
 use super::operation::{Answer, Request};
+use crate::log::disk::whole::{Whole, read_whole};
 use crate::log::disk::{Access, BLOCK, Disk, DiskFile};
 
 /// One shard's directory on the simulated disk.
@@ -124,10 +125,19 @@ impl DiskFile for SimulatedFile {
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         assert!(offset.is_multiple_of(BLOCK as u64), "a direct read at {offset}, not a block boundary");
         assert!(len.is_multiple_of(BLOCK), "a direct read of {len} bytes, not whole blocks");
-        match self.disk.request(Request::Read { inode: self.inode, offset, len }).await? {
+        let left = self.size().saturating_sub(offset);
+        let read = async |offset, len| match self.disk.request(Request::Read { inode: self.inode, offset, len }).await?
+        {
             Answer::Bytes(bytes) => Ok(bytes),
             other => panic!("read a file and got {other:?}"),
-        }
+        };
+        Ok(match read_whole(offset, len, left, read).await? {
+            Whole::Single(mut bytes, known) => {
+                bytes.truncate(known);
+                bytes
+            }
+            Whole::Joined(bytes) => bytes,
+        })
     }
 
     async fn sync(&self) -> io::Result<()> {

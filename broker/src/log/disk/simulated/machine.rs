@@ -4,7 +4,7 @@
 //! it. The caller then drops all that the process held and calls [`Machine::crash`], which decides what the world keeps.
 
 use std::cell::{BorrowMutError, RefCell, RefMut};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -16,8 +16,10 @@ use std::task::{Context, Poll, Waker};
 
 use super::directory::Directory;
 use super::disk::SimulatedDisk;
+use super::failures::Failures;
 use super::file::Tear;
 use super::operation::{Pending, Request};
+use super::phase::{ArmedIn, Phase};
 use super::random::Random;
 use super::ring::SimulatedRings;
 use super::tasks::Woken;
@@ -47,6 +49,23 @@ pub struct Conditions {
     pub disk_full_one_in: u64,
     /// What the file system says is free; it is not counted.
     pub free_bytes: u64,
+    /// Reads fail, and others bring less than was asked for.
+    pub fail_read_one_in: u64,
+    pub short_read_one_in: u64,
+    /// Whatever else is asked of the file system fails: to list, open, make, extend, rename, remove.
+    pub fail_name_one_in: u64,
+    /// Ring files cannot be opened, made, resized, removed.
+    pub fail_ring_one_in: u64,
+}
+
+impl Conditions {
+    /// Whether anything fails under them.
+    pub fn fail(&self) -> bool {
+        let Self { fail_write_one_in, fail_sync_one_in, disk_full_one_in, fail_read_one_in, fail_name_one_in, .. } =
+            *self;
+        let all = [fail_write_one_in, fail_sync_one_in, disk_full_one_in, fail_read_one_in, fail_name_one_in];
+        all.iter().any(|one_in| *one_in > 0) || self.fail_ring_one_in > 0
+    }
 }
 
 impl Default for Conditions {
@@ -60,6 +79,10 @@ impl Default for Conditions {
             fail_sync_one_in: 0,
             disk_full_one_in: 0,
             free_bytes: u64::MAX,
+            fail_read_one_in: 0,
+            short_read_one_in: 0,
+            fail_name_one_in: 0,
+            fail_ring_one_in: 0,
         }
     }
 }
@@ -91,6 +114,8 @@ impl Machine {
             next_inode: 0,
             steps: 0,
             armed: None,
+            armed_in: None,
+            interrupted: [0; Phase::ALL.len()],
             pending: BTreeMap::new(),
             waiting: BTreeMap::new(),
             processes: 0,
@@ -98,6 +123,8 @@ impl Machine {
             rings_in_use: BTreeMap::new(),
             trace: DefaultHasher::new(),
             verbose: false,
+            failures: Failures::default(),
+            flush_failed: BTreeSet::new(),
         };
         Self { world: Rc::new(RefCell::new(world)) }
     }
@@ -112,6 +139,16 @@ impl Machine {
 
     pub fn set_conditions(&self, conditions: Conditions) {
         self.world().conditions = conditions;
+    }
+
+    /// What has failed so far.
+    pub fn failures(&self) -> Failures {
+        self.world().failures
+    }
+
+    /// Whether a write of that shard's log has failed in this process.
+    pub fn flush_failed(&self, shard: usize) -> bool {
+        self.world().flush_failed.contains(&shard)
     }
 
     /// Simulated time, nanoseconds; it goes on through crashes.
@@ -144,8 +181,20 @@ impl Machine {
         self.world().armed = Some((steps, crash));
     }
 
+    /// Lets a crash strike within a part of the work: `steps` behind the submission of an operation of it, having let `operations`
+    /// pass.
+    pub fn arm_in(&self, phase: Phase, operations: u64, steps: u64, crash: Crash) {
+        self.world().armed_in = Some(ArmedIn { phase, operations, steps, crash });
+    }
+
     pub fn disarm(&self) {
-        self.world().armed = None;
+        let mut world = self.world();
+        (world.armed, world.armed_in) = (None, None);
+    }
+
+    /// How many crashes struck while operations of each part of the work were in flight, in the order of [`Phase::ALL`].
+    pub fn interrupted(&self) -> [u64; Phase::ALL.len()] {
+        self.world().interrupted
     }
 
     /// Notes an event of the simulation: into the trace's digest, and to stderr where asked.
@@ -284,8 +333,10 @@ impl Machine {
     pub fn crash(&self, crash: Crash) {
         let mut world = self.world();
         world.note(&("crash", crash));
-        world.armed = None;
+        (world.armed, world.armed_in) = (None, None);
+        world.count_interrupted();
         world.processes += 1;
+        world.flush_failed.clear();
         world.waiting.clear();
         for ((due, id), pending) in std::mem::take(&mut world.pending) {
             world.orphan(due, id, pending, crash);
@@ -319,6 +370,7 @@ impl Machine {
         let due = world.now + world.delay(&request);
         let failure = world.choose_failure(&request);
         world.watch(shard, &request);
+        world.near_crash(shard, &request);
         world.pending.insert((due, id), Pending { shard, request, failure, orphan: false });
         world.waiting.insert(id, Waiting::default());
         Completion::new(self.clone(), id)

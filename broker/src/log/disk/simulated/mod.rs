@@ -17,9 +17,11 @@
 
 mod directory;
 mod disk;
+mod failures;
 mod file;
 mod machine;
 mod operation;
+mod phase;
 mod random;
 mod ring;
 mod tasks;
@@ -30,7 +32,9 @@ mod world;
 mod tests;
 
 pub use disk::{SimulatedDisk, SimulatedFile};
+pub use failures::Failures;
 pub use machine::{Conditions, Crash, Machine};
+pub use phase::Phase;
 pub use random::Random;
 pub use ring::{SimulatedRing, SimulatedRings};
 pub use tasks::Tasks;

@@ -1,9 +1,9 @@
 //! What a future of the disk has asked of the device, and what came of it.
 
-use std::io;
 use std::rc::Rc;
 
 use super::directory::Inode;
+use super::failures::Failure;
 use super::file::Block;
 
 /// An operation as the device sees it.
@@ -40,13 +40,8 @@ impl Request {
         }
     }
 
-    /// Whether an injected device error may strike it.
     pub fn is_write(&self) -> bool {
         matches!(self, Self::Write { .. })
-    }
-
-    pub fn is_sync(&self) -> bool {
-        matches!(self, Self::Sync { .. } | Self::SyncDirectory { .. })
     }
 }
 
@@ -63,8 +58,8 @@ pub enum Answer {
 pub struct Pending {
     pub shard: usize,
     pub request: Request,
-    /// The error it will end with, decided when it was submitted.
-    pub failure: Option<io::ErrorKind>,
+    /// How it will fail, decided when it was submitted.
+    pub failure: Option<Failure>,
     /// Its process is gone: what is left of it may land, and nobody hears of it.
     pub orphan: bool,
 }

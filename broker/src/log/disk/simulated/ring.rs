@@ -100,6 +100,7 @@ impl RingHost for SimulatedRings {
     fn open(&self, path: &str) -> io::Result<Option<SimulatedRing>> {
         self.machine.step();
         let mut world = self.machine.world();
+        world.ring_fails()?;
         let Some(file) = world.rings.get_mut(path) else { return Ok(None) };
         let inode = file.inode;
         let bytes = file.bytes.take().ok_or_else(|| io::Error::new(io::ErrorKind::WouldBlock, path.to_owned()))?;
@@ -116,6 +117,7 @@ impl RingHost for SimulatedRings {
     fn create(&self, path: &str, len: usize) -> io::Result<SimulatedRing> {
         self.machine.step();
         let mut world = self.machine.world();
+        world.ring_fails()?;
         if world.rings.contains_key(path) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, path.to_owned()));
         }
@@ -137,6 +139,7 @@ impl RingHost for SimulatedRings {
 
     fn remove(&self, path: &str) -> io::Result<()> {
         self.machine.step();
+        self.machine.world().ring_fails()?;
         let removed = self.machine.world().rings.remove(path);
         removed.map(drop).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, path.to_owned()))
     }
@@ -160,6 +163,7 @@ impl RingMemory for SimulatedRing {
 
     fn resize(&mut self, len: usize) -> io::Result<()> {
         self.machine.step();
+        self.machine.world().ring_fails()?;
         let (shorter, longer) = (self.bytes.len().min(len), self.bytes.len().max(len));
         let halfway = self.machine.world().random.between(shorter as u64, longer as u64) as usize;
         self.bytes.resize(halfway, 0);

@@ -54,6 +54,11 @@ impl<T> Tasks<T> {
         self.tasks.is_empty()
     }
 
+    /// Whether one of them waits for nothing but its turn.
+    pub fn has_woken(&self) -> bool {
+        self.tasks.iter().any(|task| task.woken.0.load(Ordering::Relaxed))
+    }
+
     /// Polls woken tasks, in random order, until one ends.
     pub fn poll(&mut self, random: &mut Random) -> Option<T> {
         loop {

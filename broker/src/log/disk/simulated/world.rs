@@ -1,6 +1,6 @@
 //! The state behind a [`Machine`]: what is in flight, what is on the devices, and what a crash leaves of both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash};
@@ -10,9 +10,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::directory::Directory;
+use super::failures::Failures;
 use super::file::{Block, FileContents, Tear};
 use super::machine::{Conditions, Crash, Machine};
 use super::operation::{Answer, Pending, Request};
+use super::phase::{ArmedIn, Phase};
 use super::random::Random;
 use super::ring::RingFile;
 use super::watch::{Breach, RingsInUse};
@@ -51,6 +53,10 @@ pub(super) struct World {
     pub steps: u64,
     /// Steps left, and what strikes then.
     pub armed: Option<(u64, Crash)>,
+    /// The same, once the work has come to some part.
+    pub armed_in: Option<ArmedIn<Crash>>,
+    /// By part of the work, crashes that struck in the middle of it.
+    pub interrupted: [u64; Phase::ALL.len()],
     /// In flight, by the instant at which each is due.
     pub pending: BTreeMap<(u64, u64), Pending>,
     pub waiting: BTreeMap<u64, Waiting>,
@@ -60,6 +66,9 @@ pub(super) struct World {
     pub rings_in_use: RingsInUse,
     pub trace: DefaultHasher,
     pub verbose: bool,
+    pub failures: Failures,
+    /// Shards of which a flush has failed in this process.
+    pub flush_failed: BTreeSet<usize>,
 }
 
 impl World {
@@ -86,6 +95,29 @@ impl World {
         self.next_inode
     }
 
+    /// An operation is submitted: one that a crash waits for may be the one.
+    pub fn near_crash(&mut self, shard: usize, request: &Request) {
+        let Some(armed) = &mut self.armed_in else { return };
+        if Phase::of(request, &self.directories[shard]) != Some(armed.phase) {
+            return;
+        }
+        if armed.operations > 0 {
+            armed.operations -= 1;
+            return;
+        }
+        self.armed = Some((armed.steps, armed.crash));
+        self.armed_in = None;
+    }
+
+    /// A crash strikes: in the middle of what?
+    pub fn count_interrupted(&mut self) {
+        let in_flight = self.pending.values().filter(|pending| !pending.orphan);
+        let phases = in_flight.filter_map(|pending| Phase::of(&pending.request, &self.directories[pending.shard]));
+        for phase in phases.collect::<BTreeSet<_>>() {
+            self.interrupted[phase as usize] += 1;
+        }
+    }
+
     pub fn delay(&mut self, request: &Request) -> u64 {
         if let Request::Pause { nanoseconds } = request {
             return *nanoseconds;
@@ -95,19 +127,6 @@ impl World {
             return self.random.between(conditions.delay_max, conditions.slow_delay);
         }
         self.random.between(conditions.delay_min, conditions.delay_max)
-    }
-
-    pub fn choose_failure(&mut self, request: &Request) -> Option<io::ErrorKind> {
-        let conditions = self.conditions;
-        let failed = (request.is_write() && self.random.one_in(conditions.fail_write_one_in))
-            || (request.is_sync() && self.random.one_in(conditions.fail_sync_one_in));
-        if failed {
-            return Some(io::ErrorKind::Other);
-        }
-        // A new name may need another block of the directory.
-        let full = matches!(request, Request::Make { .. } | Request::Extend { .. } | Request::Rename { .. })
-            && self.random.one_in(conditions.disk_full_one_in);
-        full.then_some(io::ErrorKind::StorageFull)
     }
 
     pub fn complete(&mut self, due: u64, id: u64) -> Option<Waker> {
@@ -120,23 +139,14 @@ impl World {
         }
         let answer = match pending.failure {
             None => self.carry_out(pending.shard, pending.request),
-            Some(kind) => {
-                if pending.request.is_write() {
-                    let tear = Tear::random(&mut self.random);
-                    self.land_torn(&pending, tear);
-                    if self.random.coin() {
-                        self.land_later(id, pending);
-                    }
-                }
-                Err(io::Error::new(kind, "injected by the simulation"))
-            }
+            Some(failure) => self.fail(id, pending, failure),
         };
         let waiting = self.waiting.get_mut(&id)?;
         waiting.answer = Some(answer);
         waiting.waker.take()
     }
 
-    fn carry_out(&mut self, shard: usize, request: Request) -> io::Result<Answer> {
+    pub(super) fn carry_out(&mut self, shard: usize, request: Request) -> io::Result<Answer> {
         let serial = self.next_serial();
         match request {
             Request::List => Ok(Answer::Names(self.directories[shard].names())),
@@ -235,13 +245,13 @@ impl World {
         }
     }
 
-    fn land_later(&mut self, id: u64, mut pending: Pending) {
+    pub(super) fn land_later(&mut self, id: u64, mut pending: Pending) {
         pending.orphan = true;
         let due = self.now + self.random.below(ORPHAN_DELAY_MAX);
         self.pending.insert((due, id), pending);
     }
 
-    fn land_torn(&mut self, pending: &Pending, tear: Tear) {
+    pub(super) fn land_torn(&mut self, pending: &Pending, tear: Tear) {
         let Request::Write { inode, first, blocks, .. } = &pending.request else { return };
         let serial = self.next_serial();
         let file = self.directories[pending.shard].file_mut(*inode);

@@ -45,8 +45,9 @@ impl Book {
         self.moves.last().map(|last| last.offset).or(self.began)
     }
 
-    pub fn is_done_by(&self, turn: &Turn) -> bool {
-        turn.next.is_none_or(|next| self.place().is_some_and(|place| next <= place))
+    /// Whether what its member was handed is acknowledged, or kept no more.
+    pub fn is_done_by(&self, turn: &Turn, kept: QueueOffset) -> bool {
+        turn.next.is_none_or(|next| next <= kept || self.place().is_some_and(|place| next <= place))
     }
 
     pub fn forget_run(&mut self) {

@@ -100,7 +100,13 @@ impl GroupLedger {
     }
 
     /// A home's word has reached a shard; `mine` says which queues are that shard's.
-    pub fn assigned(&mut self, shard: usize, assigned: &Assigned, mine: impl Fn(TopicId, QueueId) -> bool, now: Nanos) {
+    pub fn assigned(
+        &mut self,
+        (shard, ledger): (usize, &Ledger),
+        assigned: &Assigned,
+        mine: impl Fn(TopicId, QueueId) -> bool,
+        now: Nanos,
+    ) {
         let known = self.newest.get(&(shard, assigned.group));
         if known.is_some_and(|(number, _)| *number >= assigned.number) {
             return;
@@ -121,7 +127,7 @@ impl GroupLedger {
                     turn.lost = None;
                 }
                 turn.was_lost = true;
-                turn.drains |= !book.is_done_by(turn);
+                turn.drains |= !book.is_done_by(turn, start_of(turn.share, ledger));
                 turn.lost.get_or_insert(now);
             }
         }
@@ -235,7 +241,7 @@ impl GroupLedger {
     /// A shard ended a turn. Returns why.
     pub fn ended(
         &mut self,
-        shard: usize,
+        (shard, ledger): (usize, &Ledger),
         id: SubscriptionId,
         code: ErrorCode,
         now: Nanos,
@@ -244,7 +250,7 @@ impl GroupLedger {
             return Err(Violation(format!("subscription {id} ended twice")));
         };
         let Some(book) = self.books.get_mut(&turn.share) else { unreachable!("a turn has a book") };
-        let is_done = book.is_done_by(&turn);
+        let is_done = book.is_done_by(&turn, start_of(turn.share, ledger));
         book.broken += usize::from(!is_done);
         let drained = turn.drains && turn.lost.is_some_and(|lost| lost + GROUP_DRAIN.0 <= now);
         let reason = match code {
@@ -273,7 +279,7 @@ impl GroupLedger {
         if let Some(turn) = self.turns.remove(&(shard, id.0))
             && let Some(book) = self.books.get_mut(&turn.share)
         {
-            book.broken += usize::from(!book.is_done_by(&turn));
+            book.broken += usize::from(!book.is_done_by(&turn, QueueOffset(0)));
         }
     }
 
