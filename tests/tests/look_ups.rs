@@ -392,6 +392,37 @@ fn too_many_look_ups_at_once_are_busy_and_a_wrong_shard_passes_them_on() {
     assert!(found >= 4 && busy > 0 && found + busy == 40, "{found} found, {busy} busy");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_answer_ends_where_it_looked_at_enough_and_the_next_one_goes_on() {
+    let broker = Settings::default().segment_bytes(64 << 20).start();
+    broker.command_line().create_topic("orders", 1);
+    let client = connect(&broker).await;
+    let producer = client.producer("orders").build().await.unwrap();
+    let mut sent = Vec::new();
+    // Segments of 4 and 16 MiB, and one that is half full and open.
+    for number in 0..800 {
+        let message = if number == 799 { Message::new("rare").key("rare") } else { Message::new(vec![0; 64 << 10]) };
+        sent.push(producer.enqueue(message.level(DurableLevel::Memory)).await.unwrap());
+    }
+    for acknowledged in sent {
+        acknowledged.acknowledged().await.unwrap();
+    }
+    let mut wire = Wire::open(broker.address());
+    let topic = client.topic("orders").await.unwrap().id;
+    let (mut from, mut pages, mut found) = (Some(LogPosition(0)), 0, 0);
+    while let Some(next) = from {
+        let find = FindMessages { topic, key: b"rare", begin: Nanos::ZERO, end: Nanos::MAX, from: next, limit: 256 };
+        (from, found) = wire.ask(&Request::FindMessages(find), |answer| match answer {
+            Answer::FindMessages(answer) => (answer.next, found + answer.messages.len()),
+            other => panic!("{other:?}"),
+        });
+        assert!(from.is_none_or(|from| from > next), "it gets on");
+        pages += 1;
+    }
+    assert!(pages > 2 && found == 1, "{pages} answers, {found} messages");
+    assert_eq!(find(&client, "orders", "rare", Nanos::ZERO, Nanos::MAX, 256).await.len(), 1);
+}
+
 #[test]
 fn what_the_producer_prints_leads_to_the_message() {
     let broker = Settings::default().shards(2).start();

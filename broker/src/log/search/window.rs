@@ -199,7 +199,7 @@ impl<L: SearchedLog> SearchWindow<L> {
         if at + N as u64 > end {
             return Ok(None);
         }
-        Ok(self.bytes(at, N, COLD_READ).await?.first_chunk())
+        Ok(self.bytes(at, N, to_read(at, end)).await?.first_chunk())
     }
 
     /// What is at hand of the bytes from `at` to `end`, one step of them at the most, or a step that is read.
@@ -207,7 +207,7 @@ impl<L: SearchedLog> SearchWindow<L> {
         let left = ((end - at) as usize).min(STEP);
         let held = self.held_from(at).map_or(0, <[u8]>::len);
         let len = if held == 0 { left } else { left.min(held) };
-        self.bytes(at, len, COLD_READ).await
+        self.bytes(at, len, to_read(at, end)).await
     }
 
     /// Makes sure that what stands in front of `high` is held, from `low` on if it can be had together, and says from where on it is.
@@ -261,6 +261,11 @@ impl<L: SearchedLog> SearchWindow<L> {
 pub fn record_checksum(record: &[u8]) -> Option<u32> {
     let carried = u32::from_le_bytes(*record.get(4..)?.first_chunk()?);
     (crc32(record.get(8..)?) == carried).then_some(carried)
+}
+
+/// Behind `end` stands what may not be wanted.
+fn to_read(at: LogPosition, end: LogPosition) -> usize {
+    (end - at).min(COLD_READ as u64) as usize
 }
 
 fn end_minus(end: LogPosition, len: usize) -> LogPosition {
