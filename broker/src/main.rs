@@ -1,13 +1,14 @@
 //! `peregrine-broker`: reads its configuration, checks that it can work here, and serves until a signal.
 //!
 //! Standard output carries one line, when the broker is ready; logs and refusals go to standard error. Exit codes: 0 after a
-//! clean stop, 1 where it could not start or could not stop cleanly, 2 for a wrong command line or configuration.
+//! clean stop, 1 where it could not start or could not stop cleanly, 2 for a wrong command line or configuration. Those of `check`: 0
+//! sound, 1 damaged or not to be verified, 3 where only such files are bad as are made again.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use peregrine_broker::control::check;
+use peregrine_broker::control::check::{self, Verdict};
 use peregrine_broker::control::checks::{self, Refusal, Rings};
 use peregrine_broker::control::configuration::{Command, Configuration, EchoOptions, parse};
 use peregrine_broker::control::directory::DataDirectory;
@@ -32,9 +33,10 @@ fn main() -> ExitCode {
     let outcome = match parse(std::env::args_os(), environment) {
         Ok(Command::Print(text)) => io::stdout().write_all(text.as_bytes()).map_err(|error| error.to_string()),
         Ok(Command::Serve(configuration)) => serve(*configuration, started),
-        Ok(Command::Check(data)) => match check::check(&data) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(format!("{} is damaged", data.display())),
+        Ok(Command::Check { data, as_json }) => match check::check(&data, as_json) {
+            Ok(Verdict::Sound) => Ok(()),
+            Ok(Verdict::Harmless) => return ExitCode::from(3),
+            Ok(Verdict::Damaged) => Err(format!("{} is damaged", data.display())),
             Err(sentence) => Err(sentence),
         },
         Ok(Command::Echo(options)) => serve_echo(&options, started),

@@ -22,7 +22,10 @@ pub enum Command {
     /// Hidden: send every byte back, for the load generator's floor.
     Echo(EchoOptions),
     /// Verify the data directory at this path.
-    Check(PathBuf),
+    Check {
+        data: PathBuf,
+        as_json: bool,
+    },
     /// Print this and end: help, version, the reference.
     Print(String),
 }
@@ -57,7 +60,8 @@ pub fn parse(
         }
         Some(("check", matches)) => {
             let (draft, _) = gather(matches, &environment, None)?;
-            Ok(Command::Check(draft.data.ok_or("say where the data lies: --data DIR or PEREGRINE_DATA")?))
+            let data = draft.data.ok_or("say where the data lies: --data DIR or PEREGRINE_DATA")?;
+            Ok(Command::Check { data, as_json: matches.get_flag("json") })
         }
         Some(("reference", _)) => Ok(Command::Print(super::reference())),
         _ => serve(&matches, &environment).map(|configuration| Command::Serve(Box::new(configuration))),
@@ -144,11 +148,13 @@ fn command() -> clap::Command {
         .subcommand(clap::Command::new("echo").hide(true).arg(core).args(TABLE.iter().filter(of_echo).map(argument)))
         .subcommand(
             clap::Command::new("check")
-                .about("Verify a data directory that no broker has open: every entry, the staging rings, the checkpoints")
+                .about("Verify a data directory that no broker has open: every entry, staging rings, checkpoints, indexes")
                 .long_about(
-                    "Verifies a data directory that no broker has open, and changes nothing in it. A report in JSON goes to \
-                     standard output, sentences and progress to standard error. Exit code 1: it is damaged.",
+                    "Verifies a data directory that no broker has open, and changes nothing in it. The report goes to standard \
+                     output, progress to standard error where that is a terminal. Exit code 1: it is damaged; 3: only files are \
+                     bad that a start makes again or does without, and nothing is lost.",
                 )
+                .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("The report as JSON"))
                 .args(TABLE.iter().filter(|row| row.key == "data").map(argument)),
         )
         .subcommand(

@@ -39,12 +39,13 @@ pub struct IndexReport {
     pub counts: IndexCounts,
 }
 
-/// How much is sorted together. Tests make trees of a few rows.
+/// How much is sorted together, and read at once. Tests make trees of a few rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub tree_batches: usize,
     pub tree_keys: usize,
     pub run: usize,
+    pub read: usize,
 }
 
 impl Default for Bounds {
@@ -53,6 +54,7 @@ impl Default for Bounds {
             tree_batches: limits::INDEX_TREE_BATCHES,
             tree_keys: limits::INDEX_TREE_KEYS,
             run: limits::INDEX_SORTED_RUN,
+            read: limits::INDEX_READ,
         }
     }
 }
@@ -77,7 +79,7 @@ pub(super) async fn build_bounded<D: Disk>(
     stop: Stop,
 ) -> Result<IndexReport, IndexError> {
     let (temporary, name) = (files::temporary_index_name(segment.name), files::index_name(segment.name));
-    let window = open_segment(disk, options, segment).await?;
+    let window = open_segment(disk, options, segment).await?.reading(bounds.read);
     // Left by an attempt that failed.
     let _ = disk.remove(&temporary).await;
     let named = async {
@@ -120,7 +122,7 @@ async fn open_segment<D: Disk>(
     if identity.run != run || !is_within {
         return Err(IndexError::End { segment: name, end });
     }
-    Ok(Window::new(file, name.base, options.seal()).reading(limits::INDEX_READ))
+    Ok(Window::new(file, name.base, options.seal()))
 }
 
 struct Builder<'a, D: Disk> {

@@ -61,6 +61,9 @@ pub enum BadIndex {
     Checksum(u32),
     #[error("block {0} says what cannot be")]
     Contents(u32),
+    /// Its checksum holds.
+    #[error("block {0} is not what its segment says")]
+    Differs(u32),
     #[error("the device cannot read block {0}: {1}")]
     Unreadable(u32, String),
 }

@@ -6,6 +6,7 @@
 //! | `format` | the file, block by block; what ties it to its segment |
 //! | `row` | batches and keys as they stand in its trees |
 //! | `builder` | [`build_index`]: one pass over the segment; `sorter`, `writer` and `pace` are its parts |
+//! | `compare` | whether an index says what its segment says |
 //! | `reader` | [`SegmentIndex`]: the look-ups |
 //! | `set` | [`LogIndexes`]: all of a log; which are made when, and which is asked |
 //!
@@ -18,6 +19,7 @@
 //! the record and compares.
 
 mod builder;
+mod compare;
 mod error;
 mod format;
 mod pace;
@@ -30,6 +32,7 @@ pub(in crate::log) mod tests;
 mod writer;
 
 pub use builder::{IndexReport, build_index};
+pub(super) use compare::compare_index;
 pub use error::{BadIndex, IndexError};
 pub use format::IndexCounts;
 pub use pace::Stop;
@@ -67,6 +70,11 @@ impl SealedSegment {
 
     pub fn name(&self) -> SegmentName {
         self.name
+    }
+
+    /// Whether any of that lies in it.
+    pub(super) fn overlaps(&self, extent: &Extent) -> bool {
+        extent.from < self.end && extent.to > self.name.base
     }
 
     /// Where reading goes on if what stands at this position was given up.

@@ -172,13 +172,13 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         Ok((log, report))
     }
 
-    /// Verifies a whole log that no process has open, and changes nothing. `progress` is told positions as they are reached, and
-    /// where the last segment ends. The caller holds the data directory's lock.
+    /// Verifies a whole log that no process has open, and changes nothing. `progress` is told how many bytes were read of how many.
+    /// The caller holds the data directory's lock.
     pub async fn check(
         disk: D,
         rings: H,
         options: LogOptions,
-        progress: &mut dyn FnMut(LogPosition, LogPosition),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<CheckReport, StartError> {
         options.check()?;
         recovery::check(&disk, &rings, &options, progress).await

@@ -49,6 +49,8 @@ pub(super) struct Survey {
     pub mark_files: Vec<String>,
     /// Those of the mark files that the device cannot read, and why.
     pub unreadable_marks: Vec<(String, String)>,
+    /// Those that have a block which is neither a mark nor one that was never written.
+    pub torn_marks: Vec<String>,
     /// Good by their first blocks, ascending.
     pub checkpoints: Vec<CheckpointHead>,
     pub bad_checkpoints: Vec<BadCheckpoint>,
@@ -113,7 +115,11 @@ impl Survey {
         let file = disk.open(&name, Access::Read).await.map_err(io_error(options, doing))?;
         for offset in [0, BLOCK as u64] {
             match file.read_at(offset, BLOCK).await {
-                Ok(block) => self.marks.extend(Mark::decode(&block, options.directory.id, options.shard)),
+                Ok(block) => match Mark::decode(&block, options.directory.id, options.shard) {
+                    Some(mark) => self.marks.push(mark),
+                    None if block.iter().all(|byte| *byte == 0) => {}
+                    None => self.torn_marks.push(name.clone()),
+                },
                 Err(error) => self.unreadable_marks.push((name.clone(), format!("the device cannot read it: {error}"))),
             }
         }

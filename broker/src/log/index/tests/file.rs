@@ -7,6 +7,8 @@ use super::segment::{BASE, Bench, Draft, mixed, small_bounds};
 use crate::log::disk::simulated::Random;
 use crate::log::disk::{BLOCK, Disk, DiskFile};
 use crate::log::index::builder::Bounds;
+use crate::log::index::compare::compare_index;
+use crate::log::index::format::BlockSeal;
 use crate::log::index::{BadIndex, IndexError, IndexedBatch, KeyHash, SealedSegment};
 use crate::log::options::RunId;
 
@@ -99,6 +101,32 @@ fn flipped_bits_of_an_index_with_many_trees_are_seen() {
         assert_seen(&bench, &draft, &right, &format!("bit {bit} of byte {offset}"));
         bench.machine.flip(0, &bench.index_name(), offset, bit);
     }
+}
+
+/// An index that says another thing than its segment, its checksums right: a fault of a program, not of the medium.
+#[test]
+fn an_index_that_is_whole_and_wrong_is_seen_by_a_comparison() {
+    let draft = mixed();
+    let bench = Bench::of(&draft);
+    bench.build(Bounds::default()).unwrap();
+    let names = bench.names();
+    let compare = || bench.machine.block_on(compare_index(&bench.disk, &draft.options, &draft.sealed()));
+    compare().unwrap();
+    let file = bench.read_index();
+    for (number, at) in (0..file.len() / BLOCK).flat_map(|block| [(block, 96), (block, 1000)]) {
+        let mut other = file.clone();
+        let block = &mut other[number * BLOCK..][..BLOCK];
+        block[at] ^= 1;
+        BlockSeal::new(&draft.options, &draft.sealed()).put(number as u32, block);
+        bench.replace_index(&other);
+        let error = compare().unwrap_err();
+        assert!(error.is_bad_index(), "block {number}: {error}");
+        let differs = matches!(error, IndexError::Bad { reason: BadIndex::Differs(n), .. } if n == number as u32);
+        assert!(differs || number == 0 || number + 1 == file.len() / BLOCK, "block {number}: {error}");
+    }
+    bench.replace_index(&file);
+    compare().unwrap();
+    assert_eq!(bench.names(), names, "nothing is made and nothing renamed");
 }
 
 #[test]

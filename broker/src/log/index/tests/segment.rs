@@ -31,7 +31,7 @@ pub fn options() -> LogOptions {
 
 /// Trees of a few rows, so that a small segment has many.
 pub(in crate::log::index) fn small_bounds() -> Bounds {
-    Bounds { tree_batches: 20, tree_keys: 30, run: 7 }
+    Bounds { tree_batches: 20, tree_keys: 30, run: 7, ..Bounds::default() }
 }
 
 /// A segment in the making, and what it holds.
