@@ -68,7 +68,7 @@ pub const COLD_BUDGET: usize = 8 * MIB;
 pub const BLOCK_CACHE: usize = 32 * MIB;
 /// How long the device rests between two such reads of a shard that is being written. A read takes some 200 µs, during which a flush
 /// waits for it; see ARCHITECTURE.md for what this moved.
-pub const COLD_REST: Duration = Duration::from_micros(250);
+pub const COLD_REST: Duration = Duration::from_micros(300);
 
 // --- Segment indexes -------------------------------------------------------------------------------------------------------
 
@@ -109,6 +109,15 @@ pub const LOOK_UPS_AT_ONCE: usize = 16;
 
 /// A fetch that waits for an index to be made looks again after so long, at the latest: the log may have been closed.
 pub const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+// --- The background scrub ---------------------------------------------------------------------------------------------------
+
+/// The first round begins so long after a start: who restarts a broker wants it for other things first.
+pub const SCRUB_FIRST: Nanos = Nanos::from_secs(600);
+/// The least that it reads in a second: a read of [`INDEX_READ`] and the rest behind it, 62 ms, is what a stop may wait for.
+pub const SCRUB_RATE_MIN: u64 = MIB as u64;
+/// The least time between two rounds.
+pub const SCRUB_EVERY_MIN: Duration = Duration::from_millis(100);
 
 // --- Messages looked up by id and key --------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 //! flush, and so the same for a turn with 16 messages as for one with 64.
 
 use peregrine_allocations::of_other_threads;
-use peregrine_broker::{control, retaining, shard};
+use peregrine_broker::{control, log, retaining, shard};
 use peregrine_protocol::frame::{self, Received};
 use peregrine_protocol::ids::{Correlation, DurableLevel, TopicId};
 use peregrine_protocol::message::{Produce, Request};

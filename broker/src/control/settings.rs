@@ -1,6 +1,7 @@
 //! What a broker runs with: the outcome of the configuration, checked, in the units of the code. The shards take it as it is
 //! and read nothing else, neither the environment nor a file.
 
+use crate::log::ScrubOptions;
 use crate::retaining::RetentionBounds;
 use std::fmt;
 use std::net::SocketAddr;
@@ -165,6 +166,7 @@ pub struct Settings {
     pub flush: Flush,
     pub checkpoint: CheckpointTimes,
     pub retention: RetentionBounds,
+    pub scrub: ScrubOptions,
     pub groups: GroupTimes,
     /// `--accept-loss`: go on behind damage, naming what was given up in the log.
     pub accept_loss: bool,

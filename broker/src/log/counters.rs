@@ -22,6 +22,14 @@ pub struct LogCounters {
     /// Segments that left the log, and attempts to unlink one that failed.
     pub retired: u64,
     pub retire_failures: u64,
+    /// Of the background scrub: segments that it read, their bytes, and rounds over all of them that came to their end.
+    pub scrubbed_segments: u64,
+    pub scrubbed_bytes: u64,
+    pub scrub_rounds: u64,
+    /// What it found: indexes that were not what their segments say, segments that could not be read, and damaged ones.
+    pub scrub_bad_indexes: u64,
+    pub scrub_unread: u64,
+    pub scrub_damaged: u64,
     /// Appends refused for want of room.
     pub refused_no_room: u64,
     pub refused_disk_full: u64,

@@ -12,6 +12,7 @@
 //! | `reader` | old entries, from the disk |
 //! | [`index`] | the indexes of sealed segments: made in the background, and asked |
 //! | [`search`] | messages by position and by key |
+//! | `scrub` | sealed segments and their indexes, verified in the background |
 //! | `window` | the entries of a segment one after the other, good told from bad |
 //! | [`disk`] | the traits that all I/O goes through; io_uring and tmpfs, and the simulated machine |
 //! | [`fault`] | switches for tests and the simulator's planted defects |
@@ -39,6 +40,7 @@ mod placement;
 mod reader;
 mod recovery;
 mod ring;
+mod scrub;
 pub mod search;
 mod segment;
 mod sequential;
@@ -52,7 +54,9 @@ pub use checkpoint::{CheckpointError, CheckpointWriter, FinishedCheckpoint, Publ
 pub use counters::LogCounters;
 pub use error::{AppendRefused, CloseError, ReadError, StartError};
 pub use log::{Appended, COPY_STEP, CloseState, LargeAppend, Log, OldestSegment, Progress};
-pub use options::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, OptionsError, RunId, Smallest};
+pub use options::{
+    BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, OptionsError, RunId, ScrubOptions, Smallest,
+};
 pub use reader::{DiskBytes, LogReader};
 pub use recovery::{CheckReport, Replay, RingFate, StartReport};
 pub use ring::RingUnfit;

@@ -71,6 +71,21 @@ impl Default for CheckpointOptions {
     }
 }
 
+/// How what is at rest is verified in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubOptions {
+    /// Bytes that it reads in a second; `None`: it does not run.
+    pub rate: Option<u64>,
+    /// From the end of a round to the next. The first begins so long after a start, or [`crate::limits::SCRUB_FIRST`] if that is less.
+    pub every: Nanos,
+}
+
+impl Default for ScrubOptions {
+    fn default() -> Self {
+        Self { rate: None, every: Nanos::from_secs(7 * 24 * 3600) }
+    }
+}
+
 /// All that a start of a shard's log needs to know.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
@@ -95,6 +110,7 @@ pub struct LogOptions {
     pub keep_free: u64,
     pub flush: FlushOptions,
     pub checkpoint: CheckpointOptions,
+    pub scrub: ScrubOptions,
     pub smallest: Smallest,
     /// `--accept-loss`: go on behind damage, naming what was given up in the log.
     pub accept_loss: bool,
@@ -138,6 +154,7 @@ impl LogOptions {
             keep_free: 0,
             flush: FlushOptions::default(),
             checkpoint: CheckpointOptions::default(),
+            scrub: ScrubOptions::default(),
             smallest: Smallest::default(),
             accept_loss: false,
             discard_ring: None,

@@ -14,6 +14,7 @@ use super::disk::{Access, BLOCK, Disk, DiskFile, is_full};
 use super::files;
 use super::index::{IndexMade, IndexWork};
 use super::mark::{MARK_FILE_LEN, Mark};
+use super::scrub::{ScrubWork, Scrubbed};
 use super::segment::{Identity, SegmentName};
 
 /// Something to carry out. Several may run at once.
@@ -27,6 +28,7 @@ pub(super) enum Work<D: Disk> {
     Retire { disk: D, name: SegmentName },
     Mark { disk: D, file: Option<Rc<D::File>>, mark: Mark },
     Index(IndexWork<D>),
+    Scrub(ScrubWork<D>),
 }
 
 /// The outcome of a task, for [`super::Log::complete`].
@@ -45,6 +47,8 @@ pub(super) enum Outcome<D: Disk> {
     Marked(io::Result<Rc<D::File>>),
     /// `None`: given up because the log is being stopped.
     Indexed(Option<IndexMade<D>>),
+    /// The same.
+    Scrubbed(Option<Scrubbed>),
 }
 
 /// What spare is wanted.
@@ -152,6 +156,7 @@ impl<D: Disk> LogTask<D> {
             Work::Retire { disk, name } => Outcome::Retired(retire_segment(&disk, name).await),
             Work::Mark { disk, file, mark } => Outcome::Marked(write_mark(&disk, file, mark).await),
             Work::Index(work) => Outcome::Indexed(work.run().await),
+            Work::Scrub(work) => Outcome::Scrubbed(work.run().await),
         })
     }
 }

@@ -214,6 +214,14 @@ fn figures(report: &ShardReport) -> Value {
             "refused_no_room": log.refused_no_room,
             "refused_disk_full": log.refused_disk_full,
         },
+        "scrub": {
+            "segments": log.scrubbed_segments,
+            "bytes": log.scrubbed_bytes,
+            "rounds": log.scrub_rounds,
+            "bad_indexes": log.scrub_bad_indexes,
+            "unread": log.scrub_unread,
+            "damaged": log.scrub_damaged,
+        },
         "block_cache": {
             "hits": report.cache.hits,
             "misses": report.cache.misses,

@@ -302,6 +302,7 @@ fn log_options(settings: &Settings, identity: &Identity, id: ShardId) -> Result<
             flush_bytes: flush.max_bytes,
         },
         checkpoint: CheckpointOptions { bytes: settings.checkpoint.bytes, age: settings.checkpoint.age },
+        scrub: settings.scrub,
         accept_loss: settings.accept_loss,
         discard_ring: settings.discard_ring(id),
         faults: faults(&settings.test_faults),

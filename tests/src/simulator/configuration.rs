@@ -3,7 +3,9 @@
 use peregrine_broker::engine::MemoryLevel;
 use peregrine_broker::log::disk::simulated::{Conditions, Machine, Random};
 use peregrine_broker::log::fault::{Faults, Planted};
-use peregrine_broker::log::{BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, RunId, Smallest};
+use peregrine_broker::log::{
+    BootId, CheckpointOptions, Directory, FlushOptions, LogOptions, RunId, ScrubOptions, Smallest,
+};
 use peregrine_broker::retaining::RetentionBounds;
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
 use peregrine_protocol::ids::{Nanos, ShardId};
@@ -19,6 +21,7 @@ pub struct Configuration {
     segment_bytes: u64,
     flush: FlushOptions,
     checkpoint: CheckpointOptions,
+    scrub: ScrubOptions,
     pub retention: RetentionBounds,
     /// Bytes of the engine that are saved between two actions.
     pub checkpoint_slice: usize,
@@ -75,6 +78,10 @@ impl Configuration {
                 1 => RetentionBounds { age: Some(Nanos::from_millis(random.between(1, 3_000))), bytes: None },
                 _ => RetentionBounds::default(),
             },
+            scrub: ScrubOptions {
+                rate: if random.one_in(3) { Some(*random.pick(&[4 << 20, 256 << 20])) } else { None },
+                every: Nanos::from_millis(*random.pick(&[10, 1_000])),
+            },
             checkpoint_slice: *random.pick(&[128, 1 << 10, 32 << 10]),
             conditions,
             lives: random.between(2, 8),
@@ -129,6 +136,7 @@ impl Configuration {
             largest_entry: LogOptions::entry_bound(self.ring_bytes, self.segment_bytes),
             flush: self.flush,
             checkpoint: self.checkpoint,
+            scrub: self.scrub,
             smallest: Smallest { ring: 64 << 10, segment: 64 << 10 },
             faults,
             ..LogOptions::new(ShardId(shard), directory, boot, RunId(machine.draw_run_id()), ring)

@@ -62,6 +62,7 @@ pub struct Shard {
     seal: EntrySeal,
     rolls: u64,
     retired: u64,
+    scrubbed: u64,
     /// Whether the devices of this seed fail now and then.
     devices_fail: bool,
 }
@@ -163,6 +164,7 @@ impl Shard {
             seal,
             rolls: 0,
             retired: 0,
+            scrubbed: 0,
             devices_fail,
         };
         Ok((shard, Found { entries: found, report }))
@@ -318,6 +320,17 @@ impl Shard {
     pub fn take_retired(&mut self) -> u64 {
         let before = std::mem::replace(&mut self.retired, self.log.counters().retired);
         self.retired - before
+    }
+
+    /// Segments scrubbed since the last call.
+    pub fn take_scrubbed(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.scrubbed, self.log.counters().scrubbed_segments);
+        self.scrubbed - before
+    }
+
+    /// Damaged segments and bad indexes that the scrub of this life found.
+    pub fn found_by_scrub(&self) -> (u64, u64) {
+        (self.log.counters().scrub_damaged, self.log.counters().scrub_bad_indexes)
     }
 
     /// Checkpoints taken since the last call.

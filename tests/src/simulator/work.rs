@@ -101,6 +101,14 @@ impl Simulation {
             process.shards[shard].retain(&mut self.random, &mut self.ledgers[shard], (now, wall))?;
             self.statistics.retired += process.shards[shard].take_retired();
             self.statistics.rolls += process.shards[shard].take_rolls();
+            self.statistics.scrubbed += process.shards[shard].take_scrubbed();
+            let (damaged, bad_indexes) = process.shards[shard].found_by_scrub();
+            promise!(
+                damaged == 0 || self.statistics.damaged > 0,
+                "the scrub of shard {shard} finds damage that nobody did"
+            );
+            // An index that the device does not give back is as bad as one that it changed.
+            promise!(bad_indexes == 0 || self.devices_fail(), "the scrub of shard {shard} finds an index that is bad");
             self.statistics.looked_up += process.shards[shard].look_ups.take_answered();
             self.statistics.checkpoints += process.shards[shard].take_checkpoints();
             let is_poisoned = process.shards[shard].engine.is_poisoned();

@@ -17,6 +17,7 @@ use peregrine_protocol::limits::{
 use super::quantity::show_size;
 use crate::control::logging::LogSettings;
 use crate::control::settings::{CheckpointTimes, Flush, GroupTimes, Idle, Settings, TestFault, WithoutTmpfs};
+use crate::log::ScrubOptions;
 use crate::retaining::RetentionBounds;
 
 /// What the sources said; `None` where the default depends on other values.
@@ -38,6 +39,7 @@ pub struct Draft {
     pub flush: Flush,
     pub checkpoint: CheckpointTimes,
     pub retention: RetentionBounds,
+    pub scrub: ScrubOptions,
     pub groups: GroupTimes,
     pub log: LogSettings,
     pub accept_loss: bool,
@@ -64,6 +66,7 @@ impl Draft {
             frame_max: None,
             flush: Flush { depth: 0, age: Nanos::ZERO, max_bytes: 0, memory_wait: Nanos::ZERO, memory_bytes: 0 },
             retention: RetentionBounds::default(),
+            scrub: ScrubOptions::default(),
             checkpoint: CheckpointTimes { bytes: 0, age: Nanos::ZERO },
             groups: GroupTimes { silence: Nanos::ZERO, grace: Nanos::ZERO, drain: Nanos::ZERO },
             log: LogSettings::default(),
@@ -98,6 +101,7 @@ impl Draft {
             flush: self.flush,
             checkpoint: self.checkpoint,
             retention: self.retention,
+            scrub: self.scrub,
             groups: self.groups,
             accept_loss: self.accept_loss,
             discard_rings: self.discard_rings,

@@ -6,7 +6,9 @@
 use super::draft::Draft;
 use super::quantity::{size, time};
 use crate::control::settings::{Idle, TestFault, WithoutTmpfs};
-use crate::limits::{CHECKPOINT_AGE_MAX, CHECKPOINT_LOOK_EVERY, GROUP_SILENCE_MIN, GROUP_TIME_MAX};
+use crate::limits::{
+    CHECKPOINT_AGE_MAX, CHECKPOINT_LOOK_EVERY, GROUP_SILENCE_MIN, GROUP_TIME_MAX, SCRUB_EVERY_MIN, SCRUB_RATE_MIN,
+};
 use peregrine_protocol::ids::{Epoch, Nanos, ShardId};
 use peregrine_protocol::limits::{BLOCK, FRAME_MAX_CEILING, RING_MAX, RING_MIN, SHARDS_MAX};
 
@@ -303,6 +305,32 @@ pub const TABLE: &[Row] = &[
         take: |draft, text| {
             draft.retention.bytes = if text == "none" { None } else { Some(within(size(text)?, 16 << 20, u64::MAX)?) };
             Ok(())
+        },
+        ..ROW
+    },
+    Row {
+        key: "scrub_rate",
+        value: Some("SIZE|none"),
+        default: Some("4MiB"),
+        help: "Bytes a second that each shard reads of its old segments and their indexes to verify them; at least 1MiB, or none.",
+        reason: "A disk loses bits in silence; at this rate a week is enough for 2 TiB of a shard, and flushes do not notice it.",
+        take: |draft, text| {
+            let rate = || within(size(text)?, SCRUB_RATE_MIN, u64::MAX);
+            draft.scrub.rate = if text == "none" { None } else { Some(rate()?) };
+            Ok(())
+        },
+        ..ROW
+    },
+    Row {
+        key: "scrub_every",
+        value: Some("TIME"),
+        default: Some("7d"),
+        help: "From the end of such a round to the next; at least 100ms. The first begins 10 minutes after a start at the latest.",
+        reason: "Damage is told of while copies of what it took may still be elsewhere.",
+        take: |draft, text| {
+            let every = time(text)?;
+            draft.scrub.every = every.into();
+            if every >= SCRUB_EVERY_MIN { Ok(()) } else { Err("at least 100ms".to_owned()) }
         },
         ..ROW
     },

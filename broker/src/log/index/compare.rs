@@ -16,18 +16,36 @@ use crate::log::options::LogOptions;
 /// Bytes of one direct read of the segment: nobody else wants the disk.
 const READ: usize = 1 << 20;
 
+/// How the two are read.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading {
+    /// Nobody else wants the disk, or the core.
+    AtOnce,
+    /// Beside a running broker: at most so many bytes in a second, and in short steps.
+    Paced { rate: u64 },
+}
+
 /// Verifies the index of a segment against the segment, and changes nothing. An error of which [`IndexError::is_bad_index`] does not
-/// hold is of the segment, or of the device.
-pub async fn compare_index<D: Disk>(disk: &D, options: &LogOptions, segment: &SealedSegment) -> Result<(), IndexError> {
+/// hold is of the segment, or of the device. Once it is asked to `stop` it never ends, and may be dropped.
+pub async fn compare_index<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    segment: &SealedSegment,
+    reading: Reading,
+    stop: Stop,
+) -> Result<(), IndexError> {
     // Says more precisely what is wrong than a block that differs.
     drop(SegmentIndex::open(disk, options, segment).await?);
     let index = files::index_name(segment.name);
-    let comparing = Comparing { disk: disk.clone(), index: Rc::from(index), differs: Rc::default() };
-    let bounds = Bounds { read: READ, ..Bounds::default() };
-    let made = build_bounded(&comparing, options, segment, bounds, Stop::default()).await;
+    let comparing = Comparing { disk: disk.clone(), index: Rc::from(index), reading, differs: Rc::default() };
+    let bounds = match reading {
+        Reading::AtOnce => Bounds { read: READ, ..Bounds::default() },
+        Reading::Paced { .. } => Bounds::default(),
+    };
+    build_bounded(&comparing, options, segment, bounds, stop).await?;
     match comparing.differs.get() {
         Some(block) => Err(IndexError::Bad { segment: segment.name, reason: BadIndex::Differs(block) }),
-        None => made.map(drop),
+        None => Ok(()),
     }
 }
 
@@ -36,6 +54,7 @@ pub async fn compare_index<D: Disk>(disk: &D, options: &LogOptions, segment: &Se
 struct Comparing<D: Disk> {
     disk: D,
     index: Rc<str>,
+    reading: Reading,
     differs: Differs,
 }
 
@@ -56,12 +75,12 @@ impl<D: Disk> Disk for Comparing<D> {
 
     async fn open(&self, name: &str, access: Access) -> io::Result<Self::File> {
         assert!(access == Access::Read, "a comparison writes nothing");
-        Ok(ComparedFile { file: self.disk.open(name, access).await?, differs: None })
+        Ok(ComparedFile { file: self.disk.open(name, access).await?, disk: self.clone(), is_index: false })
     }
 
     async fn create(&self, _name: &str, _size: u64) -> io::Result<Self::File> {
         let file = self.disk.open(&self.index, Access::Read).await?;
-        Ok(ComparedFile { file, differs: Some(Rc::clone(&self.differs)) })
+        Ok(ComparedFile { file, disk: self.clone(), is_index: true })
     }
 
     async fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
@@ -80,14 +99,19 @@ impl<D: Disk> Disk for Comparing<D> {
         Ok(())
     }
 
-    /// Nobody else is waiting.
-    async fn pause(&self, _rest: Duration) {}
+    async fn pause(&self, rest: Duration) {
+        match self.reading {
+            Reading::AtOnce => {}
+            Reading::Paced { .. } => self.disk.pause(rest).await,
+        }
+    }
 }
 
 /// A file that is read or, where it is the index, compared.
 struct ComparedFile<D: Disk> {
     file: D::File,
-    differs: Option<Differs>,
+    disk: Comparing<D>,
+    is_index: bool,
 }
 
 impl<D: Disk> DiskFile for ComparedFile<D> {
@@ -103,8 +127,13 @@ impl<D: Disk> DiskFile for ComparedFile<D> {
     }
 
     async fn write_at(&self, buffer: D::Buffer, offset: u64) -> io::Result<()> {
-        let Some(differs) = self.differs.as_ref().filter(|differs| differs.get().is_none()) else { return Ok(()) };
-        let stands = self.file.read_at(offset, buffer.len()).await?;
+        let differs = &self.disk.differs;
+        if !self.is_index || differs.get().is_some() {
+            return Ok(());
+        }
+        let unread =
+            |error: io::Error| io::Error::new(error.kind(), format!("what stands there cannot be read: {error}"));
+        let stands = self.read_at(offset, buffer.len()).await.map_err(unread)?;
         let same = |(made, stands): (&[u8], &[u8])| made == stands;
         let blocks = buffer.chunks(BLOCK).zip(stands.chunks(BLOCK).chain(std::iter::repeat(&[][..])));
         if let Some(block) = blocks.into_iter().position(|pair| !same(pair)) {
@@ -114,6 +143,10 @@ impl<D: Disk> DiskFile for ComparedFile<D> {
     }
 
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Self::Bytes> {
+        if let Reading::Paced { rate } = self.disk.reading {
+            let nanos = len as u128 * 1_000_000_000 / u128::from(rate.max(1));
+            self.disk.pause(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).await;
+        }
         self.file.read_at(offset, len).await
     }
 

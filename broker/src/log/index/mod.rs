@@ -32,7 +32,7 @@ pub(in crate::log) mod tests;
 mod writer;
 
 pub use builder::{IndexReport, build_index};
-pub(super) use compare::compare_index;
+pub(super) use compare::{Reading, compare_index};
 pub use error::{BadIndex, IndexError};
 pub use format::IndexCounts;
 pub use pace::Stop;
@@ -70,6 +70,11 @@ impl SealedSegment {
 
     pub fn name(&self) -> SegmentName {
         self.name
+    }
+
+    /// What its entries take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.end - self.name.base
     }
 
     /// Whether any of that lies in it.

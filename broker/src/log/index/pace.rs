@@ -2,7 +2,9 @@
 //! there is no clock here; between steps of [`limits::INDEX_STEP`] it rests, which is a real turn of the reactor.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
 use crate::limits;
 use crate::log::disk::Disk;
@@ -40,6 +42,18 @@ impl Stop {
         if self.0.get() == StopState::No {
             self.0.set(StopState::Asked);
         }
+    }
+
+    /// The outcome of work that this may give up; `None` where it was. It rests then, and nothing of it is under way.
+    pub async fn or_given_up<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        // Futures of the log's writes are as large as the largest of its tasks.
+        let mut work = Box::pin(work);
+        poll_fn(|context| match work.as_mut().poll(context) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending if self.is_met() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
     }
 
     /// The work rests for good: it may be dropped.

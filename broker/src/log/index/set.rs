@@ -14,10 +14,7 @@ mod spans;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, QueueOffset, TopicId};
 
@@ -95,14 +92,8 @@ impl<D: Disk> IndexWork<D> {
     /// Opens the index of the segment; makes it where there is none that is good. `None` where it was stopped.
     pub async fn run(self) -> Option<IndexMade<D>> {
         let stop = self.stop.clone();
-        let mut made = pin!(self.open_or_make());
-        poll_fn(|context| match made.as_mut().poll(context) {
-            Poll::Ready(made) => Poll::Ready(Some(made)),
-            // It rests, and nothing of it is under way: what it leaves is a file that the next start unlinks.
-            Poll::Pending if stop.is_met() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        })
-        .await
+        // What it leaves where it is given up is a file that the next start unlinks.
+        stop.or_given_up(self.open_or_make()).await
     }
 
     async fn open_or_make(self) -> IndexMade<D> {
@@ -203,6 +194,27 @@ impl<D: Disk> LogIndexes<D> {
         let is_bad = matches!(due.state, State::Bad);
         let (disk, options, stop) = (set.disk.clone(), set.options.clone(), set.stop.clone());
         Some(IndexWork { disk, options, segment: due.segment.clone(), is_bad, stop })
+    }
+
+    /// The first segment behind the one at `last` that has an index, and where it is read.
+    pub(in crate::log) fn indexed_behind(&self, last: Option<LogPosition>) -> Option<(D, LogOptions, SealedSegment)> {
+        let set = self.0.borrow();
+        let is_next = |sealed: &&Sealed<D>| {
+            matches!(sealed.state, State::Made { .. }) && last.is_none_or(|last| sealed.segment.name.base > last)
+        };
+        let next = set.segments.iter().find(is_next)?;
+        Some((set.disk.clone(), set.options.clone(), next.segment.clone()))
+    }
+
+    /// Whether the segment at `base` has an index.
+    pub(in crate::log) fn is_made(&self, base: LogPosition) -> bool {
+        let set = self.0.borrow();
+        set.place_of(base).is_some_and(|place| matches!(set.segments[place].state, State::Made { .. }))
+    }
+
+    /// The index of the segment at `base` is bad: it is made again.
+    pub(in crate::log) fn found_bad(&self, base: LogPosition) {
+        self.0.borrow_mut().found_bad(base);
     }
 
     /// What is being made is given up.

@@ -39,6 +39,7 @@ use crate::log::options::LogOptions;
 use crate::log::reader::{DiskBytes, LogReader, ReadableSegment};
 use crate::log::recovery::{self, CheckReport, Recovered, Replay, StartReport};
 use crate::log::ring::Ring;
+use crate::log::scrub::Scrubber;
 use crate::log::task::{LogTask, OpenSegment};
 
 /// Bytes of a large entry that are copied in one step.
@@ -116,6 +117,7 @@ pub struct Log<D: Disk, H: RingHost> {
     reader: LogReader<D>,
     front: Front,
     indexes: LogIndexes<D>,
+    scrubber: Scrubber,
     /// In order of position.
     large: VecDeque<Unpublished>,
     /// A write that a test holds back.
@@ -157,6 +159,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             reader: LogReader::new(disk.clone(), readable, options.block_cache),
             front: Front::default(),
             indexes: LogIndexes::new(disk.clone(), options.clone(), sealed),
+            scrubber: Scrubber::new(options.shard, options.scrub),
             segments: VecDeque::from([fresh]),
             large: VecDeque::with_capacity((options.ring_bytes / COPY_STEP as u64) as usize),
             held: None,

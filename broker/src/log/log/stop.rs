@@ -20,6 +20,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             self.flusher.drain();
             self.ahead.stop();
             self.indexes.stop();
+            self.scrubber.stop();
         }
     }
 
@@ -87,11 +88,12 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     }
 
     fn is_quiet_beside_flushes(&self) -> bool {
-        let Self { ahead, marks, checkpoints, indexes, .. } = self;
+        let Self { ahead, marks, checkpoints, indexes, scrubber, .. } = self;
         !ahead.is_busy()
             && !marks.is_in_flight()
             && !checkpoints.is_under_way()
             && !indexes.is_making()
+            && !scrubber.is_busy()
             && !self.is_retiring()
     }
 }

@@ -41,8 +41,10 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         let flush =
             if self.options.faults.flushes_held() { None } else { self.flusher.deadline(self.ring.published()) };
         let background = match self.close {
-            CloseState::Open => [self.marks.due(), self.ahead.deadline(), self.indexes.retry_at()],
-            CloseState::Closing | CloseState::Done => [None; 3],
+            CloseState::Open => {
+                [self.marks.due(), self.ahead.deadline(), self.indexes.retry_at(), self.scrubber.deadline()]
+            }
+            CloseState::Closing | CloseState::Done => [None; 4],
         };
         background.into_iter().chain([flush]).flatten().min()
     }
@@ -74,6 +76,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
                 self.indexes.made(made, now);
                 progress.indexed = true;
             }
+            Outcome::Scrubbed(scrubbed) => self.scrubber.returned(scrubbed, &self.indexes, &mut self.counters),
         }
         progress.disk_full = (self.is_disk_full() != was_full).then_some(self.is_disk_full());
         progress.poisoned = self.is_poisoned() && !was_poisoned;
@@ -175,7 +178,11 @@ impl<D: Disk, H: RingHost> Log<D, H> {
             self.marks.begin(durable);
             self.marks.finish(true, now);
         }
-        self.indexes.next_work(now).map(|work| LogTask(Work::Index(work)))
+        if let Some(work) = self.indexes.next_work(now) {
+            return Some(LogTask(Work::Index(work)));
+        }
+        let scrub = self.scrubber.next_work(&self.indexes, &mut self.counters, now)?;
+        Some(LogTask(Work::Scrub(scrub)))
     }
 
     pub(super) fn mark_task(&mut self, closes: bool) -> LogTask<D> {

@@ -18,7 +18,7 @@ use crate::log::damage::{Damage, Extent};
 use crate::log::disk::{Disk, RingHost, RingMemory};
 use crate::log::error::StartError;
 use crate::log::files;
-use crate::log::index::{SealedSegment, compare_index};
+use crate::log::index::{Reading, SealedSegment, Stop, compare_index};
 use crate::log::options::LogOptions;
 use crate::log::segment::SegmentName;
 
@@ -169,7 +169,7 @@ impl IndexCheck {
         if self.damaged.iter().any(|damaged| segment.overlaps(damaged)) {
             return;
         }
-        match compare_index(disk, options, segment).await {
+        match compare_index(disk, options, segment, Reading::AtOnce, Stop::default()).await {
             Ok(()) => self.good += 1,
             Err(error) => self.bad.push((files::index_name(segment.name()), error.to_string())),
         }

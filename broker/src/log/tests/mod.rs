@@ -10,4 +10,5 @@ mod indexing;
 mod loss;
 mod retiring;
 mod running;
+mod scrubbing;
 mod starting;

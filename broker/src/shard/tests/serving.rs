@@ -1,6 +1,7 @@
 //! A broker's shards in this process, and a client as simple as can be: blocking, one socket, one buffer.
 
 use crate::control::settings::{CheckpointTimes, Flush, GroupTimes, Identity, Idle, Settings, WithoutTmpfs};
+use crate::log::ScrubOptions;
 use crate::retaining::RetentionBounds;
 use crate::shard::listener;
 use crate::shard::run::{self, RunError};
@@ -57,6 +58,7 @@ pub fn settings(data: &Path, rings: &Path, shards: u16) -> Settings {
             memory_bytes: 256 << 10,
         },
         retention: RetentionBounds::default(),
+        scrub: ScrubOptions::default(),
         checkpoint: CheckpointTimes { bytes: 256 << 20, age: Nanos::from_secs(30) },
         groups: GroupTimes { silence: Nanos::from_secs(10), grace: Nanos::from_secs(10), drain: Nanos::from_secs(5) },
         accept_loss: false,

@@ -7,9 +7,9 @@ use super::segment::{BASE, Bench, Draft, mixed, small_bounds};
 use crate::log::disk::simulated::Random;
 use crate::log::disk::{BLOCK, Disk, DiskFile};
 use crate::log::index::builder::Bounds;
-use crate::log::index::compare::compare_index;
+use crate::log::index::compare::{Reading, compare_index};
 use crate::log::index::format::BlockSeal;
-use crate::log::index::{BadIndex, IndexError, IndexedBatch, KeyHash, SealedSegment};
+use crate::log::index::{BadIndex, IndexError, IndexedBatch, KeyHash, SealedSegment, Stop};
 use crate::log::options::RunId;
 
 /// What the look-ups of one kind answer; `None` for those that end with an error of the index.
@@ -110,7 +110,11 @@ fn an_index_that_is_whole_and_wrong_is_seen_by_a_comparison() {
     let bench = Bench::of(&draft);
     bench.build(Bounds::default()).unwrap();
     let names = bench.names();
-    let compare = || bench.machine.block_on(compare_index(&bench.disk, &draft.options, &draft.sealed()));
+    let compare = || {
+        let (options, segment) = (&draft.options, draft.sealed());
+        let compared = compare_index(&bench.disk, options, &segment, Reading::AtOnce, Stop::default());
+        bench.machine.block_on(compared)
+    };
     compare().unwrap();
     let file = bench.read_index();
     for (number, at) in (0..file.len() / BLOCK).flat_map(|block| [(block, 96), (block, 1000)]) {
