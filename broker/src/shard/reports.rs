@@ -28,6 +28,8 @@ pub struct ShardReport {
     engine: EngineCounts,
     log: LogCounters,
     cache: CacheCounters,
+    sealed_segments: usize,
+    indexed_segments: usize,
     epoch: u64,
     published: u64,
     durable: u64,
@@ -93,7 +95,10 @@ pub fn local(executor: &Executor) -> Vec<ShardReport> {
 fn of(shard: &Shard, executor: &Executor, executor_figures: ExecutorFigures) -> ShardReport {
     let core = shard.core.borrow();
     let counters = &shard.counters;
+    let (sealed_segments, indexed_segments) = core.log.get().map(|log| log.indexes().counts()).unwrap_or_default();
     ShardReport {
+        sealed_segments,
+        indexed_segments,
         shard: shard.id,
         executor: executor.index,
         core: executor.facts.core,
@@ -211,6 +216,8 @@ fn figures(report: &ShardReport) -> Value {
             "durable_moves": log.durable_moves,
             "marks": log.marks,
             "rolls": log.rolls,
+            "sealed_segments": report.sealed_segments,
+            "indexed_segments": report.indexed_segments,
             "refused_no_room": log.refused_no_room,
             "refused_disk_full": log.refused_disk_full,
         },
