@@ -68,7 +68,7 @@ pub const COLD_BUDGET: usize = 8 * MIB;
 pub const BLOCK_CACHE: usize = 32 * MIB;
 /// How long the device rests between two such reads of a shard that is being written. A read takes some 200 µs, during which a flush
 /// waits for it; see ARCHITECTURE.md for what this moved.
-pub const COLD_REST: Duration = Duration::from_micros(300);
+pub const COLD_REST: Duration = Duration::from_micros(250);
 
 // --- Segment indexes -------------------------------------------------------------------------------------------------------
 

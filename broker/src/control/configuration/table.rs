@@ -313,7 +313,7 @@ pub const TABLE: &[Row] = &[
         value: Some("SIZE|none"),
         default: Some("4MiB"),
         help: "Bytes a second that each shard reads of its old segments and their indexes to verify them; at least 1MiB, or none.",
-        reason: "A disk loses bits in silence; at this rate a week is enough for 2 TiB of a shard, and flushes do not notice it.",
+        reason: "A disk loses bits in silence; at this rate a week is enough for 2 TiB of a shard.",
         take: |draft, text| {
             let rate = || within(size(text)?, SCRUB_RATE_MIN, u64::MAX);
             draft.scrub.rate = if text == "none" { None } else { Some(rate()?) };
