@@ -66,9 +66,11 @@ pub const COLD_BUDGET: usize = 8 * MIB;
 /// What the block cache of a shard keeps of what was read, 128 blocks of [`COLD_READ`], unless it is configured otherwise. Blocks in use
 /// ([`COLD_BUDGET`]) may come on top where they were pushed out of it, and one that is being read: 41 MiB at the most.
 pub const BLOCK_CACHE: usize = 32 * MIB;
-/// How long the device rests between two such reads of a shard that is being written. A read takes some 200 µs, during which a flush
-/// waits for it; see ARCHITECTURE.md for what this moved.
-pub const COLD_REST: Duration = Duration::from_micros(250);
+/// How long the device rests at least between two such reads of a shard that is being written, before the next one looks for a gap
+/// between flushes. A read takes some 200 µs; see ARCHITECTURE.md for what this moved.
+pub const COLD_REST: Duration = Duration::from_micros(150);
+/// How many flushes such a read lets pass where there is no gap between them.
+pub const FLUSHES_LET_PASS: u64 = 2;
 
 // --- Segment indexes -------------------------------------------------------------------------------------------------------
 

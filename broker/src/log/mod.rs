@@ -30,6 +30,7 @@ mod error;
 pub mod fault;
 mod files;
 mod flusher;
+mod gaps;
 pub mod index;
 mod layout;
 #[expect(clippy::module_inception, reason = "the type that the folder is about")]

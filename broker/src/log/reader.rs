@@ -3,7 +3,8 @@
 //!
 //! Files are opened on first use, and a bounded number stays open. What consumers read goes through the shard's [block cache](super::cache),
 //! so that those who stand at the same spot cost the device one read, and one block is read at a time: a write of the flusher never
-//! finds more than one read before it. While the log is being written, the device rests in between.
+//! finds more than one read before it. While the log is being written, the device rests in between, and reads begin in the
+//! [gaps](super::gaps) between flushes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -15,6 +16,7 @@ use peregrine_protocol::ids::LogPosition;
 use super::cache::{BlockCache, Pinned, Space};
 use super::disk::{Access, BLOCK, Disk, DiskFile};
 use super::error::ReadError;
+use super::gaps::Gaps;
 use super::segment::SegmentName;
 use super::turns::Turns;
 use crate::limits::COLD_REST;
@@ -48,6 +50,7 @@ pub struct LogReader<D: Disk> {
     turns: Rc<Turns>,
     /// What was durable when a block was last read from the device.
     durable_then: Rc<Cell<LogPosition>>,
+    gaps: Gaps,
 }
 
 impl<D: Disk> Clone for LogReader<D> {
@@ -57,6 +60,7 @@ impl<D: Disk> Clone for LogReader<D> {
             cache: self.cache.clone(),
             turns: Rc::clone(&self.turns),
             durable_then: Rc::clone(&self.durable_then),
+            gaps: self.gaps.clone(),
         }
     }
 }
@@ -89,12 +93,18 @@ impl<D: Disk> LogReader<D> {
             cache: BlockCache::new(block_cache),
             turns: Rc::default(),
             durable_then: Rc::default(),
+            gaps: Gaps::default(),
         }
     }
 
     /// A segment was added behind the last one.
     pub(super) fn push(&self, segment: ReadableSegment<D>) {
         self.segments.borrow_mut().by_base.push(segment);
+    }
+
+    /// To be told of flushes.
+    pub(super) fn gaps(&self) -> &Gaps {
+        &self.gaps
     }
 
     /// The shard's block cache, for whoever reads other files of the shard.
@@ -128,6 +138,7 @@ impl<D: Disk> LogReader<D> {
             let _turn = self.turns.take().await;
             if self.durable_then.replace(durable) != durable {
                 disk.pause(COLD_REST).await;
+                self.gaps.next().await;
             }
             match read(block.end).await {
                 // Of what was only wished for, some may be unreadable.

@@ -85,6 +85,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
 
     fn next_write(&mut self, now: Nanos) -> Option<LogTask<D>> {
         if let Some((_, task)) = self.held.take_if(|(number, _)| !self.options.faults.is_held(*number)) {
+            self.reader.gaps().flush_began();
             return Some(task);
         }
         if self.options.faults.flushes_held() {
@@ -100,6 +101,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
                 Decision::Write(planned) => {
                     let task = self.write_task(planned);
                     if !self.options.faults.is_held(planned.number) {
+                        self.reader.gaps().flush_began();
                         return Some(task);
                     }
                     self.held = Some((planned.number, task));
@@ -139,6 +141,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
     }
 
     fn write_returned(&mut self, number: u64, result: std::io::Result<()>, now: Nanos) -> Option<LogPosition> {
+        self.reader.gaps().flush_ended();
         let durable = self.flusher.returned(number, result.is_ok());
         if let Err(error) = result {
             self.poison(&format!("a write to the log failed: {error}"));

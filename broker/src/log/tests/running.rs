@@ -1,12 +1,16 @@
 //! A log that runs: appends, flushes, rolls, back-pressure, poison, stops.
 
+use std::pin::pin;
+
+use futures_lite::future::or;
 use peregrine_protocol::entry::{Entry, entry_len};
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::LogPosition;
 
 use super::bench::{Bench, SimulatedLog, draft, payload};
-use crate::log::disk::BLOCK;
+use crate::limits::COLD_REST;
 use crate::log::disk::simulated::Crash;
+use crate::log::disk::{BLOCK, Disk};
 use crate::log::log::CloseState;
 use crate::log::mark::Mark;
 use crate::log::recovery::RingFate;
@@ -209,4 +213,29 @@ fn the_mark_that_closes_waits_for_every_write() {
         process.log.finish_close().unwrap();
         bench.start().assert_recovered(0..1, RingFate::Closed, 0);
     }
+}
+
+#[test]
+fn a_block_for_readers_is_read_in_a_gap_between_flushes() {
+    let bench = Bench::new();
+    let mut process = bench.start();
+    let old = process.append(1, Synced, 1000).unwrap();
+    process.wait_durable();
+    process.append(2, Synced, 1000).unwrap();
+    let now = process.now();
+    let write = process.log.next_task(now).unwrap();
+    assert!(matches!(write.0, Work::Write { .. }));
+
+    let need = (old.end - old.position) as usize;
+    let mut read = pin!(process.log.reader().read_shared(old.position, need, need, process.log.durable()));
+    let disk = bench.machine.disk(0);
+    let while_it_lasts = or(async { Some(read.as_mut().await) }, async {
+        disk.pause(10 * COLD_REST).await;
+        None
+    });
+    assert!(bench.machine.block_on(while_it_lasts).is_none(), "a flush is under way");
+    let completion = bench.machine.block_on(write.run());
+    let now = process.now();
+    let _ = process.log.complete(completion, now);
+    assert!(bench.machine.block_on(read).is_ok());
 }
