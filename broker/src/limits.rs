@@ -225,8 +225,9 @@ pub const LOOK_UP_BATCHES: usize = 128;
 /// Those that were looked up for readers and not handed out yet, of one shard: 40 MiB. Beyond that a reader is given one at a time.
 pub const LOOKED_UP_BATCHES_MAX: usize = 1 << 20;
 
-/// How often a shard looks whether messages are to be given up.
-pub const RETENTION_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a shard looks whether messages are to be given up, and whether a segment may go for which it waits: a disk that is full has
+/// producers wait for it.
+pub const RETENTION_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// After a segment could not be given up, when to try again.
 pub const RETENTION_RETRY: Nanos = Nanos::from_secs(1);
 

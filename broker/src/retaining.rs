@@ -8,7 +8,8 @@
 //! ```
 //!
 //! First nobody may rely on a message any more, durably; then its bytes go. A crash at any point leaves starts that have moved and
-//! a segment that goes when the next run comes to it.
+//! a segment that goes when the next run comes to it. Checkpoints are taken while entries come: where none do, a shard at rest or one
+//! whose disk is full, a start is said once more, so that the checkpoints that are waited for come too.
 
 use std::pin::Pin;
 
@@ -61,7 +62,13 @@ pub type RetentionTask<D> = Pin<Box<dyn Future<Output = RetentionOutcome<D>>>>;
 pub struct RetentionOutcome<D: Disk>(Done<D>);
 
 enum Done<D: Disk> {
-    Page { segment: OldestSegment, after: Option<(TopicId, QueueId)>, ends: Result<Vec<QueueEnd>, IndexLookUpError> },
+    Page {
+        segment: OldestSegment,
+        after: Option<(TopicId, QueueId)>,
+        ends: Result<Vec<QueueEnd>, IndexLookUpError>,
+    },
+    /// No checkpoint would come any more for the segment.
+    AtRest(OldestSegment),
     Retired(Completion<D>),
 }
 
@@ -73,6 +80,7 @@ impl Retaining {
     /// What is to be done now; nothing while a task is under way. `now` is the shard's monotonic clock, `wall` that of store times.
     pub fn next_task<D: Disk, H: RingHost>(
         &mut self,
+        engine: &Engine,
         log: &mut Log<D, H>,
         now: Nanos,
         wall: Nanos,
@@ -106,6 +114,10 @@ impl Retaining {
                 let task = log.retire_oldest();
                 Some(self.retire(task))
             }
+            Stage::Waiting { segment, entries } if log.durable() >= entries && is_at_rest(engine, log) => {
+                self.stage = Stage::Busy;
+                Some(Box::pin(async move { RetentionOutcome(Done::AtRest(segment)) }))
+            }
             Stage::Idle | Stage::Busy | Stage::Waiting { .. } => None,
         }
     }
@@ -133,7 +145,15 @@ impl Retaining {
     ) {
         match outcome.0 {
             // Nothing is appended any more.
-            Done::Page { .. } if log.is_poisoned() => self.stage = Stage::Idle,
+            Done::Page { .. } | Done::AtRest(_) if log.is_poisoned() => self.stage = Stage::Idle,
+            Done::AtRest(segment) => {
+                if let Some(entry) = engine.restate_a_start(wall)
+                    && append(engine, log, &entry).is_err()
+                {
+                    self.not_before = now + RETENTION_RETRY.0;
+                }
+                self.stage = Stage::Waiting { segment, entries: log.tail() };
+            }
             Done::Page { segment, after, ends: Ok(ends) } => {
                 self.stage = match ends.last() {
                     None => Stage::Waiting { segment, entries: log.tail() },
@@ -164,6 +184,11 @@ impl Retaining {
             }
         }
     }
+}
+
+/// Whether no checkpoint is to be taken, since nothing has come that the newest does not know.
+fn is_at_rest<D: Disk, H: RingHost>(engine: &Engine, log: &Log<D, H>) -> bool {
+    !log.is_taking_checkpoint() && !log.may_begin_checkpoint(engine.applied())
 }
 
 /// From now on these queues keep what lies behind the segment.

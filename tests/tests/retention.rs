@@ -63,3 +63,27 @@ fn the_oldest_messages_are_given_up_and_nothing_else_is() {
     broker.start_again();
     assert_eq!(numbers(&broker.command_line().consume_all("t")), kept);
 }
+
+/// A segment goes when two checkpoints of the run know what it said, and checkpoints came only while messages did: a shard at rest, or one
+/// whose disk was full, kept what was due until somebody produced again.
+#[test]
+fn a_shard_at_rest_gives_up_what_is_due() {
+    let settings = Settings::default().shards(1).segment_bytes(SEGMENT).argument("--checkpoint-age=100ms");
+    let mut broker = settings.start();
+    broker.command_line().create_topic("t", 1);
+    produce(&broker, 0..20_000);
+    assert!(broker.terminate().success());
+    let before = segments(&broker);
+    assert!(before.len() > 3, "{before:?}");
+
+    broker.set_arguments(&["--checkpoint-age=100ms", "--retention-age=1s"]);
+    broker.start_again();
+    // The last that held messages and the one that takes what comes are not due: nothing was stored behind them.
+    let due = &before[..before.len() - 2];
+    eventually("what is due is given up though nobody produces", Duration::from_secs(60), || {
+        let left = segments(&broker);
+        due.iter().all(|segment| !left.contains(segment))
+    });
+    let kept = numbers(&broker.command_line().consume_all("t"));
+    assert_eq!(kept, (kept[0]..20_000).collect::<Vec<_>>(), "only what is due is given up");
+}

@@ -67,8 +67,19 @@ impl Engine {
                 (queue.start < start).then_some(QueueStart { queue: key, start })
             })
             .collect();
+        self.starts_entry(&rows, now)
+    }
+
+    /// Says once more where a queue's messages begin, whichever queue: an entry that changes nothing, for whoever waits for the log to
+    /// go on. None where no queue has had a message: a start does not know the others again.
+    pub fn restate_a_start(&self, now: Nanos) -> Option<StartsEntry> {
+        let queue = self.queues.iter().find(|queue| queue.end > QueueOffset(0))?;
+        self.starts_entry(&[QueueStart { queue: queue.key, start: queue.start }], now)
+    }
+
+    fn starts_entry(&self, rows: &[QueueStart], now: Nanos) -> Option<StartsEntry> {
         let first = rows.first()?.queue;
-        let payload = encode(&rows);
+        let payload = encode(rows);
         let draft = EntryDraft {
             flags: EntryFlags::for_level(DurableLevel::Memory),
             topic: first.topic,

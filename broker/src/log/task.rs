@@ -177,10 +177,13 @@ async fn make_spare<D: Disk>(disk: &D, name: String, order: SpareOrder, pace: &S
 /// Writes a file of zeros and syncs it. Where that fails, the file is removed again, so that it holds no space.
 async fn make_zeros<D: Disk>(disk: &D, name: &str, size: u64, keep_free: u64, pace: &SparePace) -> io::Result<bool> {
     // Where it cannot be told what is free, it shows.
-    if keep_free > 0 && disk.free_bytes().await.is_ok_and(|free| free < size.saturating_add(keep_free)) {
+    let leaves = async |left: u64| keep_free == 0 || disk.free_bytes().await.map_or(true, |free| free >= left);
+    if !leaves(size.saturating_add(keep_free)).await {
         return Err(io::ErrorKind::StorageFull.into());
     }
     let made = match disk.create(name, size).await {
+        // Others may have taken space meanwhile, another shard for example, for as good a reason.
+        Ok(_) if !leaves(keep_free).await => Err(io::ErrorKind::StorageFull.into()),
         Ok(file) => zero(disk, &file, 0, size, Some(pace)).await,
         Err(error) => Err(error),
     };

@@ -13,11 +13,11 @@ pub async fn run(shard: Rc<Shard>, bounds: RetentionBounds) {
     let mut retaining = Retaining::new(bounds);
     while !shard.closed.get() {
         let task = {
-            let log = &mut shard.core.borrow_mut().log;
+            let Core { engine, log, .. } = &mut *shard.core.borrow_mut();
             if log.get().is_none_or(|log| log.close_state() != CloseState::Open) {
                 return;
             }
-            retaining.next_task(log, clock::monotonic(), clock::wall())
+            retaining.next_task(engine, log, clock::monotonic(), clock::wall())
         };
         let Some(task) = task else {
             glommio::timer::sleep(RETENTION_LOOK_EVERY).await;

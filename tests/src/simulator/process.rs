@@ -310,7 +310,7 @@ impl Shard {
             self.retaining.complete(outcome, &mut self.engine, &mut self.log, (now, wall), append);
             noted?;
         }
-        if let Some(task) = self.retaining.next_task(&mut self.log, now, wall) {
+        if let Some(task) = self.retaining.next_task(&self.engine, &mut self.log, now, wall) {
             self.retention_tasks.spawn(task);
         }
         Ok(())

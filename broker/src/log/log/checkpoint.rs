@@ -27,6 +27,10 @@ impl<D: Disk, H: RingHost> Log<D, H> {
         self.checkpoints.may_begin(begin)
     }
 
+    pub fn is_taking_checkpoint(&self) -> bool {
+        self.checkpoints.is_under_way()
+    }
+
     /// Begins a checkpoint of the state at `begin`, where the last entry ends that the state knows; that entry's store time is
     /// `store_time`. One at a time, each ended by [`Self::checkpoint_ended`].
     pub fn begin_checkpoint(
