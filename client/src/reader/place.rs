@@ -54,7 +54,8 @@ impl Place {
     /// The subscription is there.
     pub fn subscribed(&mut self, generation: Generation, answer: &SubscribeAnswer) {
         self.subscription = Some((generation, answer.subscription));
-        if self.next.is_none() && self.stops_at_end {
+        // It may have been told before that what it asked for is gone.
+        if self.end.is_none() && self.stops_at_end {
             self.end = Some(answer.end);
         }
         self.next = Some(answer.start);
@@ -138,6 +139,18 @@ mod tests {
 
     fn at(epoch: u64, offset: u64) -> Start {
         Start::Offset { epoch: Epoch(epoch), offset: QueueOffset(offset) }
+    }
+
+    /// It read for ever, as it took the end from its first answer alone, and that was an error.
+    #[test]
+    fn has_an_end_though_what_it_asked_for_first_was_gone() {
+        for (first, is_over) in [(7, false), (10, true)] {
+            let mut place = Place::new(QueueId(0), ShardId(0), at(1, 0), true);
+            place.is_too_old(QueueOffset(first));
+            assert!(!place.is_over, "nobody knows the end yet");
+            place.subscribed(1, &answer(first, 10));
+            assert_eq!((place.end(), place.is_over), (Some(QueueOffset(10)), is_over));
+        }
     }
 
     #[test]
