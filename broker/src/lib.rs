@@ -5,5 +5,6 @@ pub mod engine;
 pub mod limits;
 pub mod log;
 pub mod retaining;
+pub mod retaining_topics;
 pub mod shard;
 pub mod varint;

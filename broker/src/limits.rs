@@ -228,6 +228,12 @@ pub const LOOKED_UP_BATCHES_MAX: usize = 1 << 20;
 /// How often a shard looks whether messages are to be given up, and whether a segment may go for which it waits: a disk that is full has
 /// producers wait for it.
 pub const RETENTION_LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Queues of a topic with a retention of its own that are looked at in one turn: some 10 µs.
+pub const TOPIC_RETENTION_SLICE: usize = 32;
+/// A topic is walked again after this part of its age at the earliest, so that messages stay that much longer at the most...
+pub const TOPIC_RETENTION_PARTS: u64 = 16;
+/// ...and no longer than this.
+pub const TOPIC_RETENTION_EVERY: Nanos = Nanos::from_secs(60);
 /// After a segment could not be given up, when to try again.
 pub const RETENTION_RETRY: Nanos = Nanos::from_secs(1);
 

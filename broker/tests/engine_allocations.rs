@@ -11,6 +11,7 @@ use peregrine_protocol::ids::{
     DurableLevel, Epoch, GroupId, LogPosition, Nanos, ProducerEpoch, ProducerId, QueueId, QueueOffset, Sequence,
     SubscriptionId, TopicId,
 };
+use peregrine_protocol::message::TopicRetention;
 
 const QUEUES: u64 = 8;
 const GROUP: GroupId = GroupId(2);
@@ -93,7 +94,9 @@ fn a_message_allocates_nothing_but_its_share_of_the_index() {
         group_drain: Nanos::ZERO,
     });
     engine.recovered(LogPosition(0));
-    let Ok(CatalogueDecision::Append { draft, payload }) = engine.decide_create("t", QUEUES as u32, Nanos(1)) else {
+    let Ok(CatalogueDecision::Append { draft, payload }) =
+        engine.decide_create("t", QUEUES as u32, TopicRetention::default(), Nanos(1))
+    else {
         panic!("a new topic")
     };
     let mut end = change(&mut engine, LogPosition(0), &draft, &payload);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use peregrine_protocol::ids::{QueueId, ShardId, TopicId};
-use peregrine_protocol::message::{Answer, Metadata, Request};
+use peregrine_protocol::message::{Answer, Metadata, Request, TopicRetention};
 use peregrine_protocol::placement::TopicHash;
 
 use crate::admin::Admin;
@@ -75,6 +75,8 @@ pub struct Topic {
     pub queues: u32,
     /// When it was made, in nanoseconds since the Unix epoch.
     pub created: peregrine_protocol::ids::Nanos,
+    /// How long it keeps its messages by itself.
+    pub retention: TopicRetention,
 }
 
 impl Client {
@@ -217,7 +219,13 @@ impl ClientBuilder {
 
 impl From<peregrine_protocol::message::TopicRow<'_>> for Topic {
     fn from(row: peregrine_protocol::message::TopicRow<'_>) -> Self {
-        Self { name: row.name.to_owned(), id: row.id, queues: row.queues, created: row.created }
+        Self {
+            name: row.name.to_owned(),
+            id: row.id,
+            queues: row.queues,
+            created: row.created,
+            retention: row.retention,
+        }
     }
 }
 

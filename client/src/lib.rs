@@ -33,4 +33,4 @@ pub use peregrine_protocol::ids::{
     DurableLevel, Epoch, GroupId, MemberId, MessageId, Nanos, QueueId, QueueOffset, Sequence, ShardId, TopicId,
 };
 pub use peregrine_protocol::locator::{BadLocator, MessageLocator};
-pub use peregrine_protocol::message::{Start, Stats};
+pub use peregrine_protocol::message::{Start, Stats, TopicRetention};

@@ -68,7 +68,7 @@ error_table! {
     UnknownTopic = 20, FINAL, "there is no such topic";
     UnknownQueue = 21, FINAL, "the topic has no such queue";
     TopicDeleted = 22, FINAL, "the topic was deleted";
-    TopicExists = 23, FINAL, "a topic of that name exists with another number of queues";
+    TopicExists = 23, FINAL, "a topic of that name exists with another number of queues or another retention";
     InvalidName = 24, FINAL, "a name has 1 to 127 letters, digits or %|_-";
     /// Carries the shard.
     WrongShard = 25, RETRIABLE, "the queue lives on another shard";

@@ -32,8 +32,16 @@ fn produce_head(payload: &[u8]) -> ProduceHead {
 fn no_request_or_answer_allocates_to_be_decoded() {
     let names: Vec<String> = (0..1000).map(|number| format!("topic-{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let rows: Vec<_> =
-        names.iter().map(|&name| TopicRow { name, id: TopicId(1), queues: 1, created: Nanos(1) }).collect();
+    let rows: Vec<_> = names
+        .iter()
+        .map(|&name| TopicRow {
+            name,
+            id: TopicId(1),
+            queues: 1,
+            created: Nanos(1),
+            retention: TopicRetention::default(),
+        })
+        .collect();
     let mut body = FetchBody::default();
     let header = EntryHeader {
         kind: EntryKind::Batch,

@@ -13,7 +13,7 @@ use peregrine_protocol::ids::{
 };
 use peregrine_protocol::message::{
     Answer, BatchHead, CreateTopic, Fetch, Hello, Metadata, Mode, Produce, ProduceAnswer, ProduceHead, Request, Start,
-    Stats, Subscribe, SubscribeAnswer,
+    Stats, Subscribe, SubscribeAnswer, TopicRetention,
 };
 use peregrine_protocol::preamble::PREAMBLE;
 use peregrine_protocol::record::{Batch, RecordDraft};
@@ -126,7 +126,7 @@ impl Connection {
     /// # Panics
     /// Unless it was created.
     pub fn create_topic(&mut self, name: &str, queues: u32) -> TopicId {
-        match self.ask(&Request::CreateTopic(CreateTopic { name, queues })) {
+        match self.ask(&Request::CreateTopic(CreateTopic { name, queues, retention: TopicRetention::default() })) {
             Reply::Topic { id, .. } => id,
             other => panic!("the topic was not created: {other:?}"),
         }

@@ -22,7 +22,7 @@ use peregrine_protocol::message::{
     Ack, Answer, AssignedQueue, Assignment, CreateGroup, CreateTopic, Credit, DescribeGroupAnswer, ErrorAnswer, Fetch,
     FindMessages, Found, FoundBody, FoundHead, GetMessage, GroupLagAnswer, GroupRow, GroupTopic, Heartbeat, Hello,
     JoinGroup, LagRow, ListGroupsAnswer, MemberRow, Metadata, Mode, Request, Revoke, Start, Stats, StatsAnswer,
-    Subscribe,
+    Subscribe, TopicRetention,
 };
 use peregrine_protocol::preamble::{PREAMBLE, PROTOCOL_VERSION, check_preamble};
 use peregrine_protocol::record::{Batch, RecordDraft, push_property};
@@ -295,7 +295,7 @@ fn message_samples() -> Vec<Vec<u8>> {
         Request::Hello(Hello { client: "fuzz", software: "fuzz 1", shard: Some(SHARD), ..Hello::default() }),
         Request::Ping,
         Request::Metadata(Metadata::of(&["orders", "payments"])),
-        Request::CreateTopic(CreateTopic { name: "orders", queues: 8 }),
+        Request::CreateTopic(CreateTopic { name: "orders", queues: 8, retention: TopicRetention::default() }),
         Request::Fetch(Fetch { topic, queue, epoch, offset, max_messages: 10, max_bytes: 1 << 16 }),
         Request::Subscribe(Subscribe {
             topic,

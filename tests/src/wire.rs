@@ -10,7 +10,7 @@ use peregrine_protocol::entry::EntryFlags;
 use peregrine_protocol::frame::{self, Frame, Received};
 use peregrine_protocol::ids::{Correlation, DurableLevel, ProducerEpoch, ProducerId, QueueId, Sequence, TopicId};
 use peregrine_protocol::limits::FRAME_MAX_CEILING;
-use peregrine_protocol::message::{Answer, CreateTopic, Hello, Produce, ProduceHead, Request};
+use peregrine_protocol::message::{Answer, CreateTopic, Hello, Produce, ProduceHead, Request, TopicRetention};
 use peregrine_protocol::preamble::PREAMBLE;
 use peregrine_protocol::record::RecordDraft;
 
@@ -136,9 +136,11 @@ impl Wire {
 
     /// Creates a topic and returns its id.
     pub fn create_topic(&mut self, name: &str, queues: u32) -> TopicId {
-        self.ask(&Request::CreateTopic(CreateTopic { name, queues }), |answer| match answer {
-            Answer::CreateTopic(created) => created.topic.id,
-            other => panic!("the topic was not created: {other:?}"),
+        self.ask(&Request::CreateTopic(CreateTopic { name, queues, retention: TopicRetention::default() }), |answer| {
+            match answer {
+                Answer::CreateTopic(created) => created.topic.id,
+                other => panic!("the topic was not created: {other:?}"),
+            }
         })
     }
 

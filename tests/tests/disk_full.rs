@@ -22,7 +22,7 @@ use std::time::Duration;
 use peregrine_client::{Client, Consumer, Delivery, DurableLevel, Message, Producer, QueueId, Reader, Receipt, Start};
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::TopicId;
-use peregrine_protocol::message::{CreateTopic, DeleteTopic, Request};
+use peregrine_protocol::message::{CreateTopic, DeleteTopic, Request, TopicRetention};
 use peregrine_tests::broker::{Broker, Settings};
 use peregrine_tests::connection::{Connection, Reply, Sent};
 use peregrine_tests::mount::Mount;
@@ -339,7 +339,11 @@ async fn a_full_disk_loses_nothing_and_is_left_without_a_restart() {
             stage.all_read().await;
             group_has_all(&client).await;
             let mut connection = Connection::open(broker.address(), None);
-            let reply = connection.ask(&Request::CreateTopic(CreateTopic { name: "another", queues: 1 }));
+            let reply = connection.ask(&Request::CreateTopic(CreateTopic {
+                name: "another",
+                queues: 1,
+                retention: TopicRetention::default(),
+            }));
             assert!(matches!(reply, Reply::Error { code: Some(ErrorCode::DiskFull), .. }), "{reply:?}");
             let deleted = connection.ask(&Request::DeleteTopic(DeleteTopic { name: &name, id: None }));
             assert!(!matches!(deleted, Reply::Error { .. }), "{deleted:?}");

@@ -6,7 +6,7 @@
 
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{DurableLevel, ProducerId, QueueId, Sequence, TopicId};
-use peregrine_protocol::message::{CreateTopic, Request};
+use peregrine_protocol::message::{CreateTopic, Request, TopicRetention};
 use peregrine_tests::broker::Settings;
 use peregrine_tests::connection::{Connection, Reply, Sent};
 
@@ -41,7 +41,11 @@ fn a_failed_write_is_never_taken_for_success() {
     assert_poisoned(&produce(&mut connection, topic, 0, 1, DurableLevel::Synced));
     assert_poisoned(&produce(&mut connection, topic, 0, 2, DurableLevel::Synced));
     assert_poisoned(&produce(&mut connection, topic, 1, 0, DurableLevel::Memory));
-    assert_poisoned(&connection.ask(&Request::CreateTopic(CreateTopic { name: "another", queues: 1 })));
+    assert_poisoned(&connection.ask(&Request::CreateTopic(CreateTopic {
+        name: "another",
+        queues: 1,
+        retention: TopicRetention::default(),
+    })));
     assert_eq!(connection.read_all(topic, QueueId(0)), ["message 0 of queue 0"], "what was visible is still served");
     assert!(!broker.terminate().success(), "the stop of a poisoned broker is a failure");
     let log = broker.log();

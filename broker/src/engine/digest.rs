@@ -24,6 +24,8 @@ impl Engine {
         let queues = queues.map(|queue| self.queue_digest(queue, index));
         let topics = self.catalogue.after(None).map(|topic| {
             let name = Hash::new().number(topic.id.0).number(u64::from(topic.queues)).number(topic.created.0);
+            let retention = topic.retention.wanted.age.map_or(0, |age| age.0);
+            let name = name.number(retention).number(u64::from(topic.retention.revision));
             name.bytes(topic.name.as_bytes()).finish()
         });
         let groups = self.catalogue.groups_after(None).map(|group| {

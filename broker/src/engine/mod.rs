@@ -20,9 +20,11 @@
 //! - `produce`, `reading`: requests to write and to read
 //! - `group`: how far consumer groups have read, and who their members are
 //! - `visibility`, `reader`, `acknowledgement`: who is told, and when
+//! - `queue_starts`, `aging`: from where on queues keep their messages, and which of a topic's are too old
 //! - `checkpoint`: saving all of this while it changes, and putting it back
 
 mod acknowledgement;
+mod aging;
 mod apply;
 mod catalogue;
 mod checkpoint;
@@ -48,12 +50,15 @@ use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, QueueId, QueueOffset,
 
 /// Where a reader begins, as the protocol has it.
 pub use peregrine_protocol::message::Start as StartAt;
+/// How long a topic keeps its messages, as the protocol has it.
+pub use peregrine_protocol::message::TopicRetention;
 
 pub use acknowledgement::Acknowledgements;
+pub use aging::Aged;
 pub use apply::{Applied, ApplyError, ApplyErrorReason};
 pub use catalogue::{
-    CatalogueChangeError, CatalogueDecision, CatalogueId, CatalogueSnapshot, CatalogueState, ObjectId, Topic,
-    TopicState,
+    CatalogueChangeError, CatalogueDecision, CatalogueId, CatalogueSnapshot, CatalogueState, ObjectId,
+    RetentionSetting, Topic, TopicState,
 };
 pub use checkpoint::{CheckpointSave, RestoreError};
 pub use group::PlantedInGroups;
@@ -273,15 +278,27 @@ impl Engine {
     }
 
     /// Create is idempotent: an equal topic is [`CatalogueDecision::Done`]. At home only, as all changes.
-    pub fn decide_create(&self, name: &str, queues: u32, now: Nanos) -> Result<CatalogueDecision, Refusal> {
+    pub fn decide_create(
+        &self,
+        name: &str,
+        queues: u32,
+        retention: TopicRetention,
+        now: Nanos,
+    ) -> Result<CatalogueDecision, Refusal> {
         self.check_home_writes()?;
-        self.catalogue.decide_create(name, queues, self.store_time_at(now))
+        self.catalogue.decide_create(name, queues, retention, self.store_time_at(now))
     }
 
-    /// Alter only adds queues.
-    pub fn decide_alter(&self, name: &str, queues: u32, now: Nanos) -> Result<CatalogueDecision, Refusal> {
+    /// Alter adds queues, and sets the retention; what is `None` stays as it is.
+    pub fn decide_alter(
+        &self,
+        name: &str,
+        queues: Option<u32>,
+        retention: Option<TopicRetention>,
+        now: Nanos,
+    ) -> Result<CatalogueDecision, Refusal> {
         self.check_home_writes()?;
-        self.catalogue.decide_alter(name, queues, self.store_time_at(now))
+        self.catalogue.decide_alter(name, queues, retention, self.store_time_at(now))
     }
 
     /// With an id, only the topic of that id: a deletion sent twice never takes a namesake that was made between.
@@ -508,11 +525,11 @@ impl Engine {
     }
 
     fn settle_catalogue(&mut self, durable: LogPosition) {
-        while let Some(Settled { state, removed, is_new }) = self.catalogue.settle_next(durable) {
+        while let Some(Settled { state, removed, leaves_groups }) = self.catalogue.settle_next(durable) {
             if let Some(removed) = removed {
                 self.forget(&removed);
             }
-            if !is_new {
+            if !leaves_groups {
                 self.groups_follow(&state);
             }
             if self.phase != Phase::Recovering {

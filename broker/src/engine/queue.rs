@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use peregrine_protocol::ids::{LogPosition, ProducerId, QueueId, QueueOffset, TopicId};
+use peregrine_protocol::ids::{LogPosition, Nanos, ProducerId, QueueId, QueueOffset, TopicId};
 use rustc_hash::FxHashMap;
 
 use super::epochs::EpochList;
@@ -45,6 +45,8 @@ pub struct Queue {
     pub key: QueueKey,
     /// The first offset that the queue still has; `end` where it has none.
     pub start: QueueOffset,
+    /// From `start` on nothing was stored before, as far as anybody looked: so that what the indexes say is asked for once.
+    pub kept_since: Nanos,
     /// The offset that the next message gets.
     pub end: QueueOffset,
     /// The end of what readers may see; at most `end`.
@@ -66,6 +68,7 @@ impl Queue {
         Self {
             key,
             start: QueueOffset(0),
+            kept_since: Nanos::ZERO,
             end: QueueOffset(0),
             visible: QueueOffset(0),
             epochs: EpochList::default(),

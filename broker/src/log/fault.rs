@@ -30,6 +30,8 @@ pub enum Planted {
     RetireTooEarly,
     /// The starts of queues move behind what the oldest segment holds.
     GiveUpTooMuch,
+    /// The starts of a topic's queues move behind what is too old for it.
+    GiveUpTooYoung,
     /// The index of a sealed segment lacks some of its batches.
     ForgetIndexRow,
     /// A start takes entries whose headers are sound, whatever their payloads' checksums say.
@@ -43,7 +45,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AcknowledgeBeforeWrite,
         Self::RewriteSyncedBlock,
         Self::ReadPastCut,
@@ -54,6 +56,7 @@ impl Planted {
         Self::CheckpointAheadOfLog,
         Self::RetireTooEarly,
         Self::GiveUpTooMuch,
+        Self::GiveUpTooYoung,
         Self::ForgetIndexRow,
         Self::SkipChecksum,
         Self::SkipCheckpointChecksum,
@@ -74,6 +77,7 @@ impl Planted {
             Self::CheckpointAheadOfLog => "checkpoint-ahead-of-log",
             Self::RetireTooEarly => "retire-too-early",
             Self::GiveUpTooMuch => "give-up-too-much",
+            Self::GiveUpTooYoung => "give-up-too-young",
             Self::ForgetIndexRow => "forget-index-row",
             Self::SkipChecksum => "skip-checksum",
             Self::SkipCheckpointChecksum => "skip-checkpoint-checksum",

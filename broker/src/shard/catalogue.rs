@@ -20,15 +20,15 @@ use peregrine_protocol::entry::EntryDraft;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::Kind;
 use peregrine_protocol::ids::{Correlation, DurableLevel, Epoch, GroupId, Nanos, ShardId, TopicId};
-use peregrine_protocol::message::{GroupAnswer, GroupRow, GroupTopic, TopicAnswer, TopicRow};
+use peregrine_protocol::message::{GroupAnswer, GroupRow, GroupTopic, TopicAnswer, TopicRetention, TopicRow};
 use std::collections::HashMap;
 use std::rc::Rc;
 
 /// What is to become of a topic or a group.
 #[derive(Clone, Debug)]
 pub enum ChangeWanted {
-    CreateTopic { name: String, queues: u32 },
-    AlterTopic { name: String, queues: u32 },
+    CreateTopic { name: String, queues: u32, retention: TopicRetention },
+    AlterTopic { name: String, queues: Option<u32>, retention: Option<TopicRetention> },
     DeleteTopic { name: String, id: Option<TopicId> },
     CreateGroup { name: String, topics: Vec<(TopicId, StartAt)> },
     DeleteGroup { name: String, id: Option<GroupId> },
@@ -37,7 +37,12 @@ pub enum ChangeWanted {
 impl ChangeWanted {
     /// Whether there is more afterwards than before.
     fn is_new(&self) -> bool {
-        !matches!(self, ChangeWanted::DeleteTopic { .. } | ChangeWanted::DeleteGroup { .. })
+        !matches!(
+            self,
+            ChangeWanted::DeleteTopic { .. }
+                | ChangeWanted::DeleteGroup { .. }
+                | ChangeWanted::AlterTopic { queues: None, .. }
+        )
     }
 
     fn kind(&self) -> Kind {
@@ -94,11 +99,11 @@ pub fn ask(executor: &Rc<Executor>, shard: &Rc<Shard>, mut asked: ChangeAsked) {
         let now = clock::wall();
         let engine = &core.engine;
         let decided = match &asked.wanted {
-            ChangeWanted::CreateTopic { name, queues } => {
-                engine.decide_create(name, *queues, now).map(|decision| decision.map(Object::Topic))
+            ChangeWanted::CreateTopic { name, queues, retention } => {
+                engine.decide_create(name, *queues, *retention, now).map(|decision| decision.map(Object::Topic))
             }
-            ChangeWanted::AlterTopic { name, queues } => {
-                engine.decide_alter(name, *queues, now).map(|decision| decision.map(Object::Topic))
+            ChangeWanted::AlterTopic { name, queues, retention } => {
+                engine.decide_alter(name, *queues, *retention, now).map(|decision| decision.map(Object::Topic))
             }
             ChangeWanted::DeleteTopic { name, id } => {
                 asked.before = engine.topic_named(name).cloned().map(Object::Topic);
@@ -272,7 +277,8 @@ pub fn group_topics(group: &Group) -> Vec<GroupTopic> {
 
 /// A topic as answers show it.
 pub fn row(topic: &Topic) -> TopicRow<'_> {
-    TopicRow { name: &topic.name, id: topic.id, queues: topic.queues, created: topic.created }
+    let &Topic { id, queues, created, .. } = topic;
+    TopicRow { name: &topic.name, id, queues, created, retention: topic.retention.wanted }
 }
 
 /// Asks shard 0 about what `shard` does not know, or not with what a request names, and tells the shards here. True when that

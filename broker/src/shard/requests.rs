@@ -18,8 +18,8 @@ use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::frame::{Frame, Kind, Sender};
 use peregrine_protocol::ids::{Correlation, Nanos, QueueOffset, ShardId};
 use peregrine_protocol::message::{
-    Ack, Answer, Credit, DecodeError, ErrorAnswer, Fetch, GetMessage, LookUp, LookUpAnswer, Mode, Produce, ProduceHead,
-    Request, Start, Subscribe, SubscribeAnswer, Unsubscribe,
+    Ack, AlterTopic, Answer, CreateTopic, Credit, DecodeError, ErrorAnswer, Fetch, GetMessage, LookUp, LookUpAnswer,
+    Mode, Produce, ProduceHead, Request, Start, Subscribe, SubscribeAnswer, Unsubscribe,
 };
 use peregrine_protocol::preamble::PROTOCOL_VERSION;
 use std::rc::Rc;
@@ -77,11 +77,13 @@ pub fn handle(
         Request::ListTopics(asked) => listings::list(executor, shard, asker, correlation, &asked),
         Request::DescribeTopic(asked) => return listings::describe(executor, shard, asker, correlation, &asked),
         Request::CreateTopic(asked) => {
-            let wanted = ChangeWanted::CreateTopic { name: asked.name.to_owned(), queues: asked.queues };
+            let CreateTopic { name, queues, retention } = asked;
+            let wanted = ChangeWanted::CreateTopic { name: name.to_owned(), queues, retention };
             catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
         }
         Request::AlterTopic(asked) => {
-            let wanted = ChangeWanted::AlterTopic { name: asked.name.to_owned(), queues: asked.queues };
+            let AlterTopic { name, queues, retention } = asked;
+            let wanted = ChangeWanted::AlterTopic { name: name.to_owned(), queues, retention };
             catalogue::ask(executor, shard, ChangeAsked::new(asker, correlation, wanted));
         }
         Request::DeleteTopic(asked) => {

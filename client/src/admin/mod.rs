@@ -7,10 +7,11 @@ pub use self::groups::{Group, GroupDescription, Member, QueueLag, QueueReset};
 use std::time::{Duration, Instant};
 
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{Epoch, QueueId, QueueOffset, ShardId};
+use peregrine_protocol::ids::{Epoch, Nanos, QueueId, QueueOffset, ShardId};
 use peregrine_protocol::limits::PAGE_ITEMS_MAX;
 use peregrine_protocol::message::{
     AlterTopic, Answer, CreateTopic, DeleteTopic, DescribeTopic, ListTopics, LookUp, Request, Start, Stats,
+    TopicRetention,
 };
 use peregrine_protocol::name::check_name;
 use peregrine_protocol::placement::TopicHash;
@@ -85,18 +86,41 @@ impl Admin {
 
     /// Makes a topic; the flag says whether it is new. One that exists with another number of queues is `TopicExists`.
     pub async fn create_topic(&self, name: &str, queues: u32) -> Result<(Topic, bool)> {
+        self.create_topic_with(name, queues, TopicRetention::default()).await
+    }
+
+    /// The same with a retention of its own. One that exists with another retention is `TopicExists`; where none is asked for, it
+    /// is taken as it is.
+    pub async fn create_topic_with(&self, name: &str, queues: u32, retention: TopicRetention) -> Result<(Topic, bool)> {
         check_name(name).map_err(|error| Error::invalid(error.to_string()))?;
+        check_retention(retention)?;
         let name = name.to_owned();
-        let encode = move |send: Send<'_>| send(&Request::CreateTopic(CreateTopic { name: &name, queues }));
-        self.client.call(HOME, encode, changed_topic).await
+        let encode = move |send: Send<'_>| send(&Request::CreateTopic(CreateTopic { name: &name, queues, retention }));
+        let (topic, is_new) = self.client.call(HOME, encode, changed_topic).await?;
+        took(&topic, Some(retention).filter(|retention| !retention.is_none()))?;
+        Ok((topic, is_new))
     }
 
     /// Adds queues to a topic up to this number; the flag says whether any were missing. Keys go to other queues afterwards.
     pub async fn alter_topic(&self, name: &str, queues: u32) -> Result<(Topic, bool)> {
+        self.alter_topic_with(name, Some(queues), None).await
+    }
+
+    /// Adds queues to a topic, and sets how long it keeps its messages; what is `None` stays as it is. The flag says whether
+    /// anything changed. What a shorter retention gives up is gone for ever.
+    pub async fn alter_topic_with(
+        &self,
+        name: &str,
+        queues: Option<u32>,
+        retention: Option<TopicRetention>,
+    ) -> Result<(Topic, bool)> {
         check_name(name).map_err(|error| Error::invalid(error.to_string()))?;
+        check_retention(retention.unwrap_or_default())?;
         let name = name.to_owned();
-        let encode = move |send: Send<'_>| send(&Request::AlterTopic(AlterTopic { name: &name, queues }));
-        self.client.call(HOME, encode, changed_topic).await
+        let encode = move |send: Send<'_>| send(&Request::AlterTopic(AlterTopic { name: &name, queues, retention }));
+        let (topic, changed) = self.client.call(HOME, encode, changed_topic).await?;
+        took(&topic, retention)?;
+        Ok((topic, changed))
     }
 
     /// Deletes a topic and all its messages, for ever.
@@ -219,6 +243,20 @@ impl Admin {
 
 /// What puts a request on the wire and answers its number.
 type Send<'a> = &'a mut dyn FnMut(&Request<'_>) -> peregrine_protocol::ids::Correlation;
+
+fn check_retention(retention: TopicRetention) -> Result<()> {
+    if retention.age == Some(Nanos::ZERO) { Err(Error::invalid("a retention age is longer than 0")) } else { Ok(()) }
+}
+
+/// A broker of before retention passes over what it does not know.
+fn took(topic: &Topic, retention: Option<TopicRetention>) -> Result<()> {
+    match retention {
+        Some(retention) if retention != topic.retention => Err(Error::protocol(
+            "the topic's retention was not set: the broker does not know of it, or somebody else set it",
+        )),
+        _ => Ok(()),
+    }
+}
 
 fn changed_topic(answer: Answer<'_>) -> Result<(Topic, bool)> {
     match answer {

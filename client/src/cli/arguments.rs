@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use peregrine_client::{DurableLevel, MessageLocator, QueueId, QueueOffset, Stats};
+use peregrine_client::{DurableLevel, MessageLocator, Nanos, QueueId, QueueOffset, Stats, TopicRetention};
 
 /// The command line of the Peregrine message broker
 #[derive(Debug, Parser)]
@@ -20,7 +20,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create, list, describe and delete topics
+    /// Create, alter, list, describe and delete topics
     #[command(subcommand)]
     Topic(TopicCommand),
     /// List, describe, reset and delete consumer groups, and show how far they are
@@ -45,12 +45,31 @@ pub enum TopicCommand {
         /// How many queues; they are spread over the shards
         #[arg(long, value_name = "N", default_value_t = 1)]
         queues: u32,
+        /// Give messages up that were stored so long ago, like 7d; readers behind them are told where messages begin. Disk space
+        /// comes back as the broker's segments go, by its own --retention-age and --retention-size: what these give up is not kept
+        /// longer for a topic
+        #[arg(long, value_name = "TIME|none", value_parser = age)]
+        retention_age: Option<TopicRetention>,
+        #[command(flatten)]
+        output: OutputOptions,
+    },
+    /// Add queues to a topic, or change how long it keeps its messages
+    #[command(group(clap::ArgGroup::new("change").required(true).multiple(true).args(["queues", "retention_age"])))]
+    Alter {
+        name: String,
+        /// How many queues, no fewer than there are; keys go to other queues afterwards
+        #[arg(long, value_name = "N")]
+        queues: Option<u32>,
+        /// Give messages up that were stored so long ago; `none`: as late as the broker's segments. What a shorter one gives up is
+        /// gone for ever
+        #[arg(long, value_name = "TIME|none", value_parser = age)]
+        retention_age: Option<TopicRetention>,
         #[command(flatten)]
         output: OutputOptions,
     },
     /// List all topics
     List(ListOptions),
-    /// Show a topic's queues: shard, offsets, epoch
+    /// Show a topic's retention and its queues: shard, offsets, epoch
     Describe(NameOptions),
     /// Delete a topic and all its messages, for ever
     Delete(NameOptions),
@@ -258,6 +277,22 @@ fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(parsed).map_err(|_| format!("\"{text}\" is negative"))
 }
 
+/// `none`, or how long as in `7d`, `12h`, `90s`.
+fn age(text: &str) -> Result<TopicRetention, String> {
+    if text == "none" {
+        return Ok(TopicRetention::default());
+    }
+    let days = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok());
+    let age = match days.map(|days| days.checked_mul(24 * 3600)) {
+        Some(seconds) => Duration::from_secs(seconds.ok_or_else(|| format!("\"{text}\" is too long"))?),
+        None => duration(text)?,
+    };
+    match Nanos::from(age) {
+        Nanos::ZERO => Err("longer than 0; `none` keeps messages".to_owned()),
+        age => Ok(TopicRetention { age: Some(age) }),
+    }
+}
+
 fn delimiter(text: &str) -> Result<u8, String> {
     match (text, text.as_bytes()) {
         ("\\t", _) => Ok(b'\t'),
@@ -299,6 +334,9 @@ mod tests {
         assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("1m 30s"), Ok(Duration::from_secs(90)));
+        let days = |days: u64| Ok(TopicRetention { age: Some(Nanos::from_secs(days * 24 * 3600)) });
+        assert_eq!((age("7d"), age("48h"), age("none")), (days(7), days(2), Ok(TopicRetention::default())));
+        assert!(age("0s").is_err() && age("0d").is_err() && age("-1d").is_err() && age("soon").is_err());
         assert!(duration("-5s").is_err() && duration("soon").is_err());
         assert_eq!((delimiter(","), delimiter("\\t")), (Ok(b','), Ok(b'\t')));
         assert!(delimiter("ab").is_err() && delimiter("").is_err());

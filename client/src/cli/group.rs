@@ -222,7 +222,7 @@ fn said(start: Start) -> String {
 }
 
 /// `1h 2m 3s`, milliseconds only where there is no more.
-fn span(nanos: Nanos) -> String {
+pub fn span(nanos: Nanos) -> String {
     let whole = SignedDuration::try_from(nanos.to_duration()).unwrap_or(SignedDuration::MAX);
     if whole.as_secs() == 0 {
         return format!("{} ms", whole.as_millis());

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::arguments::{ListOptions, NameOptions, TopicCommand};
 use super::failure::Failure;
+use super::group::span;
 use super::table::Table;
 
 /// For commands that a person waits for: a broker that is just being started again is waited for, one that is not there is not.
@@ -19,13 +20,22 @@ pub async fn run(broker: &str, command: TopicCommand) -> Result<(), Failure> {
     let admin = client.admin();
     let mut out = stdout().lock();
     match command {
-        TopicCommand::Create { name, queues, output } => {
-            let (topic, is_new) = admin.create_topic(&name, queues).await?;
+        TopicCommand::Create { name, queues, retention_age, output } => {
+            let (topic, is_new) = admin.create_topic_with(&name, queues, retention_age.unwrap_or_default()).await?;
             if output.json {
                 writeln!(out, "{}", json!({ "topic": as_json(&topic), "created": is_new }))?;
             } else {
                 let done = if is_new { "created" } else { "is there already" };
-                writeln!(out, "topic {} {done}, queues: {}", topic.name, topic.queues)?;
+                writeln!(out, "topic {} {done}, queues: {}{}", topic.name, topic.queues, kept(&topic))?;
+            }
+        }
+        TopicCommand::Alter { name, queues, retention_age, output } => {
+            let (topic, changed) = admin.alter_topic_with(&name, queues, retention_age).await?;
+            if output.json {
+                writeln!(out, "{}", json!({ "topic": as_json(&topic), "altered": changed }))?;
+            } else {
+                let done = if changed { "altered" } else { "is so already" };
+                writeln!(out, "topic {} {done}, queues: {}{}", topic.name, topic.queues, kept(&topic))?;
             }
         }
         TopicCommand::List(ListOptions { prefix, output }) => {
@@ -77,7 +87,8 @@ pub async fn run(broker: &str, command: TopicCommand) -> Result<(), Failure> {
                 }
                 let topic = description.topic;
                 let created = instant(topic.created);
-                writeln!(out, "topic {}, id {}, created {created}, {messages} messages", topic.name, topic.id)?;
+                let (name, kept) = (&topic.name, kept(&topic));
+                writeln!(out, "topic {name}, id {}, created {created}, {messages} messages{kept}", topic.id)?;
                 table.print(&mut out)?;
             }
         }
@@ -94,7 +105,18 @@ pub async fn run(broker: &str, command: TopicCommand) -> Result<(), Failure> {
 }
 
 fn as_json(topic: &Topic) -> Value {
-    json!({ "name": topic.name, "id": topic.id.0, "queues": topic.queues, "created": instant(topic.created) })
+    json!({
+        "name": topic.name,
+        "id": topic.id.0,
+        "queues": topic.queues,
+        "created": instant(topic.created),
+        "retention_age_ms": topic.retention.age.map(|age| age.0 / 1_000_000),
+    })
+}
+
+/// What is said of a topic with a retention of its own.
+fn kept(topic: &Topic) -> String {
+    topic.retention.age.map_or_else(String::new, |age| format!(", retention age: {}", span(age)))
 }
 
 /// RFC 3339.

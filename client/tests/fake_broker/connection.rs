@@ -7,6 +7,7 @@ use peregrine_protocol::error::{ErrorCode, ErrorDetail};
 use peregrine_protocol::frame::{self, Received};
 use peregrine_protocol::ids::*;
 use peregrine_protocol::limits::{FRAME_MAX_DEFAULT, MESSAGE_MAX_DEFAULT};
+use peregrine_protocol::message::TopicRetention;
 use peregrine_protocol::message::*;
 use peregrine_protocol::placement::shard_of_queue;
 use peregrine_protocol::preamble::PREAMBLE;
@@ -111,12 +112,24 @@ impl Connection {
                     error(ErrorCode::TopicExists, out);
                     return Ok(());
                 }
-                let topic = TopicRow { name: request.name, id, queues, created: Nanos(1) };
+                let topic = TopicRow {
+                    name: request.name,
+                    id,
+                    queues,
+                    created: Nanos(1),
+                    retention: TopicRetention::default(),
+                };
                 Answer::CreateTopic(TopicAnswer { topic, changed: true }).encode(correlation, out);
             }
             Request::DeleteTopic(request) => match state.topics.remove(request.name) {
                 Some((id, queues)) => {
-                    let topic = TopicRow { name: request.name, id, queues, created: Nanos(1) };
+                    let topic = TopicRow {
+                        name: request.name,
+                        id,
+                        queues,
+                        created: Nanos(1),
+                        retention: TopicRetention::default(),
+                    };
                     Answer::DeleteTopic(TopicAnswer { topic, changed: true }).encode(correlation, out);
                 }
                 None => error(ErrorCode::UnknownTopic, out),
@@ -126,7 +139,13 @@ impl Connection {
                 let found: Vec<TopicRow<'_>> = names
                     .iter()
                     .filter_map(|name| state.topics.get_key_value(*name))
-                    .map(|(name, (id, queues))| TopicRow { name, id: *id, queues: *queues, created: Nanos(1) })
+                    .map(|(name, (id, queues))| TopicRow {
+                        name,
+                        id: *id,
+                        queues: *queues,
+                        created: Nanos(1),
+                        retention: TopicRetention::default(),
+                    })
                     .collect();
                 let topics = TopicRows::from(&found[..]);
                 let directory = DirectoryId(state.directory);
@@ -139,7 +158,13 @@ impl Connection {
                     .topics
                     .iter()
                     .filter(|(name, _)| name.starts_with(request.prefix) && name.as_str() > request.after)
-                    .map(|(name, (id, queues))| TopicRow { name, id: *id, queues: *queues, created: Nanos(1) })
+                    .map(|(name, (id, queues))| TopicRow {
+                        name,
+                        id: *id,
+                        queues: *queues,
+                        created: Nanos(1),
+                        retention: TopicRetention::default(),
+                    })
                     .collect();
                 let more = found.len() > 2;
                 found.truncate(2);
@@ -159,7 +184,13 @@ impl Connection {
                         })
                         .collect();
                     let more = rows.len() > 2;
-                    let topic = TopicRow { name: request.name, id, queues, created: Nanos(1) };
+                    let topic = TopicRow {
+                        name: request.name,
+                        id,
+                        queues,
+                        created: Nanos(1),
+                        retention: TopicRetention::default(),
+                    };
                     let queues = QueueRows::from(&rows[..rows.len().min(2)]);
                     Answer::DescribeTopic(DescribeTopicAnswer { topic, shard: ShardId(self.shard), queues, more })
                         .encode(correlation, out);

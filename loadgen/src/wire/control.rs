@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use peregrine_client::group::MemberTopic;
 use peregrine_protocol::ids::{QueueId, ShardId, TopicId};
-use peregrine_protocol::message::{Answer, CreateTopic, DeleteTopic, Request, Stats};
+use peregrine_protocol::message::{Answer, CreateTopic, DeleteTopic, Request, Stats, TopicRetention};
 use peregrine_protocol::placement::TopicHash;
 
 use super::handshake::{Greeting, Link};
@@ -102,7 +102,7 @@ impl Topics {
         let mut made = Self { names: Vec::new(), ids: Vec::new(), queues: Vec::new() };
         for number in 0..topics {
             let name = format!("{prefix}-{:08x}-{number}", run >> 32);
-            let create = CreateTopic { name: &name, queues };
+            let create = CreateTopic { name: &name, queues, retention: TopicRetention::default() };
             let topic = control.link.ask(&Request::CreateTopic(create), |answer| match answer {
                 Answer::CreateTopic(answer) => Some(answer.topic.id),
                 _ => None,

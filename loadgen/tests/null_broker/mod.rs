@@ -16,7 +16,7 @@ use peregrine_protocol::limits::{FRAME_MAX_DEFAULT, MESSAGE_MAX_DEFAULT, PREAMBL
 use peregrine_protocol::message::topics::TopicRow;
 use peregrine_protocol::message::{
     Answer, BatchHead, Deliver, ErrorAnswer, HelloAnswer, Produce, ProduceAnswer, Request, StatsAnswer,
-    SubscribeAnswer, TopicAnswer, Unsubscribe,
+    SubscribeAnswer, TopicAnswer, TopicRetention, Unsubscribe,
 };
 
 #[derive(Default)]
@@ -94,11 +94,23 @@ impl State {
             Request::CreateTopic(create) => {
                 self.topics.push(create.name.to_owned());
                 let id = TopicId(self.topics.len() as u64);
-                let topic = TopicRow { name: create.name, id, queues: create.queues, created: Nanos(0) };
+                let topic = TopicRow {
+                    name: create.name,
+                    id,
+                    queues: create.queues,
+                    created: Nanos(0),
+                    retention: TopicRetention::default(),
+                };
                 Answer::CreateTopic(TopicAnswer { topic, changed: true }).encode(correlation, out);
             }
             Request::DeleteTopic(delete) => {
-                let topic = TopicRow { name: delete.name, id: TopicId(1), queues: 1, created: Nanos(0) };
+                let topic = TopicRow {
+                    name: delete.name,
+                    id: TopicId(1),
+                    queues: 1,
+                    created: Nanos(0),
+                    retention: TopicRetention::default(),
+                };
                 Answer::DeleteTopic(TopicAnswer { topic, changed: true }).encode(correlation, out);
             }
             Request::Subscribe(subscribe) => {

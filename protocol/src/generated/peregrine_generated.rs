@@ -3975,6 +3975,7 @@ impl<'a> Topic<'a> {
   pub const VT_ID: ::flatbuffers::VOffsetT = 6;
   pub const VT_QUEUES: ::flatbuffers::VOffsetT = 8;
   pub const VT_CREATED: ::flatbuffers::VOffsetT = 10;
+  pub const VT_RETENTION_AGE: ::flatbuffers::VOffsetT = 12;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -3986,6 +3987,7 @@ impl<'a> Topic<'a> {
     args: &'args TopicArgs<'args>
   ) -> ::flatbuffers::WIPOffset<Topic<'bldr>> {
     let mut builder = TopicBuilder::new(_fbb);
+    builder.add_retention_age(args.retention_age);
     builder.add_created(args.created);
     builder.add_id(args.id);
     builder.add_queues(args.queues);
@@ -4022,6 +4024,14 @@ impl<'a> Topic<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u64>(Topic::VT_CREATED, Some(0)).unwrap()}
   }
+  /// Nanoseconds that it keeps its messages; 0: as long as its shards do.
+  #[inline]
+  pub fn retention_age(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Topic::VT_RETENTION_AGE, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Topic<'_> {
@@ -4034,6 +4044,7 @@ impl ::flatbuffers::Verifiable for Topic<'_> {
      .visit_field::<u64>("id", Self::VT_ID, false)?
      .visit_field::<u32>("queues", Self::VT_QUEUES, false)?
      .visit_field::<u64>("created", Self::VT_CREATED, false)?
+     .visit_field::<u64>("retention_age", Self::VT_RETENTION_AGE, false)?
      .finish();
     Ok(())
   }
@@ -4043,6 +4054,7 @@ pub struct TopicArgs<'a> {
     pub id: u64,
     pub queues: u32,
     pub created: u64,
+    pub retention_age: u64,
 }
 impl<'a> Default for TopicArgs<'a> {
   #[inline]
@@ -4052,6 +4064,7 @@ impl<'a> Default for TopicArgs<'a> {
       id: 0,
       queues: 0,
       created: 0,
+      retention_age: 0,
     }
   }
 }
@@ -4078,6 +4091,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicBuilder<'a, 'b, A> {
     self.fbb_.push_slot::<u64>(Topic::VT_CREATED, created, 0);
   }
   #[inline]
+  pub fn add_retention_age(&mut self, retention_age: u64) {
+    self.fbb_.push_slot::<u64>(Topic::VT_RETENTION_AGE, retention_age, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     TopicBuilder {
@@ -4100,6 +4117,7 @@ impl ::core::fmt::Debug for Topic<'_> {
       ds.field("id", &self.id());
       ds.field("queues", &self.queues());
       ds.field("created", &self.created());
+      ds.field("retention_age", &self.retention_age());
       ds.finish()
   }
 }
@@ -4418,6 +4436,7 @@ impl<'a> ::flatbuffers::Follow<'a> for CreateTopic<'a> {
 impl<'a> CreateTopic<'a> {
   pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
   pub const VT_QUEUES: ::flatbuffers::VOffsetT = 6;
+  pub const VT_RETENTION_AGE: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4429,6 +4448,7 @@ impl<'a> CreateTopic<'a> {
     args: &'args CreateTopicArgs<'args>
   ) -> ::flatbuffers::WIPOffset<CreateTopic<'bldr>> {
     let mut builder = CreateTopicBuilder::new(_fbb);
+    builder.add_retention_age(args.retention_age);
     builder.add_queues(args.queues);
     if let Some(x) = args.name { builder.add_name(x); }
     builder.finish()
@@ -4449,6 +4469,14 @@ impl<'a> CreateTopic<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(CreateTopic::VT_QUEUES, Some(0)).unwrap()}
   }
+  /// As in Topic.
+  #[inline]
+  pub fn retention_age(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(CreateTopic::VT_RETENTION_AGE, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for CreateTopic<'_> {
@@ -4459,6 +4487,7 @@ impl ::flatbuffers::Verifiable for CreateTopic<'_> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
      .visit_field::<u32>("queues", Self::VT_QUEUES, false)?
+     .visit_field::<u64>("retention_age", Self::VT_RETENTION_AGE, false)?
      .finish();
     Ok(())
   }
@@ -4466,6 +4495,7 @@ impl ::flatbuffers::Verifiable for CreateTopic<'_> {
 pub struct CreateTopicArgs<'a> {
     pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub queues: u32,
+    pub retention_age: u64,
 }
 impl<'a> Default for CreateTopicArgs<'a> {
   #[inline]
@@ -4473,6 +4503,7 @@ impl<'a> Default for CreateTopicArgs<'a> {
     CreateTopicArgs {
       name: None, // required field
       queues: 0,
+      retention_age: 0,
     }
   }
 }
@@ -4489,6 +4520,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateTopicBuilder<'a, 'b, A>
   #[inline]
   pub fn add_queues(&mut self, queues: u32) {
     self.fbb_.push_slot::<u32>(CreateTopic::VT_QUEUES, queues, 0);
+  }
+  #[inline]
+  pub fn add_retention_age(&mut self, retention_age: u64) {
+    self.fbb_.push_slot::<u64>(CreateTopic::VT_RETENTION_AGE, retention_age, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateTopicBuilder<'a, 'b, A> {
@@ -4511,6 +4546,7 @@ impl ::core::fmt::Debug for CreateTopic<'_> {
     let mut ds = f.debug_struct("CreateTopic");
       ds.field("name", &self.name());
       ds.field("queues", &self.queues());
+      ds.field("retention_age", &self.retention_age());
       ds.finish()
   }
 }
@@ -4533,6 +4569,7 @@ impl<'a> ::flatbuffers::Follow<'a> for AlterTopic<'a> {
 impl<'a> AlterTopic<'a> {
   pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
   pub const VT_QUEUES: ::flatbuffers::VOffsetT = 6;
+  pub const VT_RETENTION_AGE: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -4544,6 +4581,7 @@ impl<'a> AlterTopic<'a> {
     args: &'args AlterTopicArgs<'args>
   ) -> ::flatbuffers::WIPOffset<AlterTopic<'bldr>> {
     let mut builder = AlterTopicBuilder::new(_fbb);
+    if let Some(x) = args.retention_age { builder.add_retention_age(x); }
     builder.add_queues(args.queues);
     if let Some(x) = args.name { builder.add_name(x); }
     builder.finish()
@@ -4557,12 +4595,21 @@ impl<'a> AlterTopic<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AlterTopic::VT_NAME, None).unwrap()}
   }
+  /// 0: as many as there are.
   #[inline]
   pub fn queues(&self) -> u32 {
     // Safety:
     // Created from valid Table for this object
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u32>(AlterTopic::VT_QUEUES, Some(0)).unwrap()}
+  }
+  /// As in Topic; absent: as it is.
+  #[inline]
+  pub fn retention_age(&self) -> Option<u64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(AlterTopic::VT_RETENTION_AGE, None)}
   }
 }
 
@@ -4574,6 +4621,7 @@ impl ::flatbuffers::Verifiable for AlterTopic<'_> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
      .visit_field::<u32>("queues", Self::VT_QUEUES, false)?
+     .visit_field::<u64>("retention_age", Self::VT_RETENTION_AGE, false)?
      .finish();
     Ok(())
   }
@@ -4581,6 +4629,7 @@ impl ::flatbuffers::Verifiable for AlterTopic<'_> {
 pub struct AlterTopicArgs<'a> {
     pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub queues: u32,
+    pub retention_age: Option<u64>,
 }
 impl<'a> Default for AlterTopicArgs<'a> {
   #[inline]
@@ -4588,6 +4637,7 @@ impl<'a> Default for AlterTopicArgs<'a> {
     AlterTopicArgs {
       name: None, // required field
       queues: 0,
+      retention_age: None,
     }
   }
 }
@@ -4604,6 +4654,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AlterTopicBuilder<'a, 'b, A> 
   #[inline]
   pub fn add_queues(&mut self, queues: u32) {
     self.fbb_.push_slot::<u32>(AlterTopic::VT_QUEUES, queues, 0);
+  }
+  #[inline]
+  pub fn add_retention_age(&mut self, retention_age: u64) {
+    self.fbb_.push_slot_always::<u64>(AlterTopic::VT_RETENTION_AGE, retention_age);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AlterTopicBuilder<'a, 'b, A> {
@@ -4626,6 +4680,7 @@ impl ::core::fmt::Debug for AlterTopic<'_> {
     let mut ds = f.debug_struct("AlterTopic");
       ds.field("name", &self.name());
       ds.field("queues", &self.queues());
+      ds.field("retention_age", &self.retention_age());
       ds.finish()
   }
 }

@@ -42,7 +42,7 @@ pub use session::{ErrorAnswer, Hello, HelloAnswer};
 pub use stats::{Stats, StatsAnswer};
 pub use topics::{
     AlterTopic, CreateTopic, DeleteTopic, DescribeTopic, DescribeTopicAnswer, ListTopics, ListTopicsAnswer, Metadata,
-    MetadataAnswer, Names, QueueRow, QueueRows, TopicAnswer, TopicRow, TopicRows,
+    MetadataAnswer, Names, QueueRow, QueueRows, TopicAnswer, TopicRetention, TopicRow, TopicRows,
 };
 
 use crate::error::ErrorCode;

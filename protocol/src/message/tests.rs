@@ -97,7 +97,8 @@ fn produce_head() -> ProduceHead {
     }
 }
 
-const TOPIC: TopicRow<'_> = TopicRow { name: "orders", id: TopicId(9), queues: 8, created: Nanos(17) };
+const WEEK: TopicRetention = TopicRetention { age: Some(Nanos::from_secs(7 * 24 * 3_600)) };
+const TOPIC: TopicRow<'_> = TopicRow { name: "orders", id: TopicId(9), queues: 8, created: Nanos(17), retention: WEEK };
 
 #[test]
 fn requests_without_much_in_them_come_back() {
@@ -107,8 +108,11 @@ fn requests_without_much_in_them_come_back() {
         Request::Hello(Hello::default()),
         Request::Metadata(Metadata::of(&["a", "b"])),
         Request::Metadata(Metadata { names: Names::from(&[][..]), after: "m", limit: 5 }),
-        Request::CreateTopic(CreateTopic { name: "%RETRY%a", queues: 1 }),
-        Request::AlterTopic(AlterTopic { name: "a", queues: 65_536 }),
+        Request::CreateTopic(CreateTopic { name: "%RETRY%a", queues: 1, retention: TopicRetention::default() }),
+        Request::CreateTopic(CreateTopic { name: "a", queues: 1, retention: WEEK }),
+        Request::AlterTopic(AlterTopic { name: "a", queues: Some(65_536), retention: None }),
+        Request::AlterTopic(AlterTopic { name: "a", queues: None, retention: Some(WEEK) }),
+        Request::AlterTopic(AlterTopic { name: "a", queues: Some(2), retention: Some(TopicRetention::default()) }),
         Request::DeleteTopic(DeleteTopic { name: "a", id: None }),
         Request::DeleteTopic(DeleteTopic { name: "a", id: Some(topic) }),
         Request::ListTopics(ListTopics { prefix: "a", after: "b", limit: PAGE_ITEMS_MAX }),
@@ -133,7 +137,7 @@ fn requests_without_much_in_them_come_back() {
 #[test]
 fn answers_come_back() {
     let (subscription, offset, end) = (SubscriptionId(3), QueueOffset(4), QueueOffset(50));
-    let rows = [TOPIC, TopicRow { name: "", queues: 0, ..TOPIC }];
+    let rows = [TOPIC, TopicRow { name: "", queues: 0, retention: TopicRetention::default(), ..TOPIC }];
     let queues = [QueueRow { queue: QueueId(1), epoch: Epoch(2), start: QueueOffset(3), end }; 2];
     let topic_answer = TopicAnswer { topic: TOPIC, changed: true };
     let mut body = FetchBody::default();
@@ -275,10 +279,12 @@ fn what_is_out_of_range_is_an_error_of_the_request_alone() {
     );
     assert_eq!(refused(produce(ProduceHead { record_count: 0, ..produce_head() })), InvalidArgument);
     assert_eq!(refused(produce(ProduceHead { record_count: 65_537, ..produce_head() })), InvalidArgument);
-    assert_eq!(refused(Request::CreateTopic(CreateTopic { name: "a/b", queues: 1 })), InvalidName);
-    assert_eq!(refused(Request::CreateTopic(CreateTopic { name: "", queues: 1 })), InvalidName);
-    assert_eq!(refused(Request::CreateTopic(CreateTopic { name: "a", queues: 0 })), InvalidArgument);
-    assert_eq!(refused(Request::AlterTopic(AlterTopic { name: "a", queues: 65_537 })), InvalidArgument);
+    let create = |name, queues| Request::CreateTopic(CreateTopic { name, queues, retention: WEEK });
+    assert_eq!(refused(create("a/b", 1)), InvalidName);
+    assert_eq!(refused(create("", 1)), InvalidName);
+    assert_eq!(refused(create("a", 0)), InvalidArgument);
+    let alter = AlterTopic { name: "a", queues: Some(65_537), retention: None };
+    assert_eq!(refused(Request::AlterTopic(alter)), InvalidArgument);
     assert_eq!(refused(Request::ListTopics(ListTopics { prefix: "", after: "", limit: 1025 })), InvalidArgument);
     let long = "x".repeat(300);
     assert_eq!(refused(Request::ListTopics(ListTopics { prefix: &long, after: "", limit: 1 })), InvalidArgument);

@@ -13,6 +13,28 @@ use crate::ids::{Correlation, Epoch, Nanos, QueueId, QueueOffset, ShardId, Topic
 use crate::limits::{NAME_MAX, PAGE_ITEMS_MAX, QUEUES_PER_TOPIC_MAX};
 use crate::name::check_name;
 
+/// How long a topic keeps its messages by itself. What its shards give up goes all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TopicRetention {
+    /// Messages that were stored so long ago are given up; never 0.
+    pub age: Option<Nanos>,
+}
+
+impl TopicRetention {
+    /// Whether anything is asked for.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn from_wire(age: u64) -> Self {
+        Self { age: Some(Nanos(age)).filter(|age| *age != Nanos::ZERO) }
+    }
+
+    fn to_wire(self) -> u64 {
+        self.age.map_or(0, |age| age.0)
+    }
+}
+
 /// A topic as listings and answers show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicRow<'a> {
@@ -21,16 +43,25 @@ pub struct TopicRow<'a> {
     pub queues: u32,
     /// The store time of the entry that made it.
     pub created: Nanos,
+    pub retention: TopicRetention,
 }
 
 impl<'a> TopicRow<'a> {
     fn from_wire(topic: wire::Topic<'a>) -> Self {
-        Self { name: topic.name(), id: TopicId(topic.id()), queues: topic.queues(), created: Nanos(topic.created()) }
+        let retention = TopicRetention::from_wire(topic.retention_age());
+        let (queues, created) = (topic.queues(), Nanos(topic.created()));
+        Self { name: topic.name(), id: TopicId(topic.id()), queues, created, retention }
     }
 
     fn build<'b>(&self, builder: &mut FlatBufferBuilder<'b>) -> WIPOffset<wire::Topic<'b>> {
         let name = Some(builder.create_string(self.name));
-        let args = wire::TopicArgs { name, id: self.id.0, queues: self.queues, created: self.created.0 };
+        let args = wire::TopicArgs {
+            name,
+            id: self.id.0,
+            queues: self.queues,
+            created: self.created.0,
+            retention_age: self.retention.to_wire(),
+        };
         wire::Topic::create(builder, &args)
     }
 }
@@ -166,46 +197,63 @@ impl<'a> MetadataAnswer<'a> {
     }
 }
 
-/// Makes a topic. One that exists with as many queues is an answer with `changed` false, with another number `TopicExists`.
+/// Makes a topic. One that exists with as many queues, and with that retention where one is asked for, is an answer with `changed`
+/// false; one that differs is `TopicExists`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CreateTopic<'a> {
     pub name: &'a str,
     /// 1 to [`QUEUES_PER_TOPIC_MAX`].
     pub queues: u32,
+    pub retention: TopicRetention,
 }
 
-/// Adds queues to a topic up to this number; fewer than there are is `InvalidArgument`.
+impl<'a> CreateTopic<'a> {
+    pub fn decode(header: &'a [u8]) -> Result<Self, DecodeError> {
+        let table = table::read::<wire::CreateTopic<'a>>(header)?;
+        check_name(table.name())?;
+        let (queues, retention) = (check_queues(table.queues())?, TopicRetention::from_wire(table.retention_age()));
+        Ok(Self { name: table.name(), queues, retention })
+    }
+
+    pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
+        Envelope::request(Kind::CreateTopic, correlation).write(out, |builder| {
+            let name = Some(builder.create_string(self.name));
+            let retention_age = self.retention.to_wire();
+            wire::CreateTopic::create(builder, &wire::CreateTopicArgs { name, queues: self.queues, retention_age })
+        });
+    }
+}
+
+/// Changes what a topic has. What is `None` stays as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlterTopic<'a> {
     pub name: &'a str,
-    /// 1 to [`QUEUES_PER_TOPIC_MAX`].
-    pub queues: u32,
+    /// Adds queues up to this number, 1 to [`QUEUES_PER_TOPIC_MAX`]; fewer than there are is `InvalidArgument`.
+    pub queues: Option<u32>,
+    pub retention: Option<TopicRetention>,
 }
 
-macro_rules! name_and_queues {
-    ($name:ident, $args:ident) => {
-        impl<'a> $name<'a> {
-            pub fn decode(header: &'a [u8]) -> Result<Self, DecodeError> {
-                let table = table::read::<wire::$name<'a>>(header)?;
-                check_name(table.name())?;
-                if !(1..=QUEUES_PER_TOPIC_MAX).contains(&table.queues()) {
-                    return Err(DecodeError::Field("queues"));
-                }
-                Ok(Self { name: table.name(), queues: table.queues() })
-            }
+impl<'a> AlterTopic<'a> {
+    pub fn decode(header: &'a [u8]) -> Result<Self, DecodeError> {
+        let table = table::read::<wire::AlterTopic<'a>>(header)?;
+        check_name(table.name())?;
+        let queues = Some(table.queues()).filter(|queues| *queues != 0).map(check_queues).transpose()?;
+        Ok(Self { name: table.name(), queues, retention: table.retention_age().map(TopicRetention::from_wire) })
+    }
 
-            pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
-                Envelope::request(Kind::$name, correlation).write(out, |builder| {
-                    let name = Some(builder.create_string(self.name));
-                    wire::$name::create(builder, &wire::$args { name, queues: self.queues })
-                });
-            }
-        }
-    };
+    pub fn encode(&self, correlation: Correlation, out: &mut Vec<u8>) {
+        Envelope::request(Kind::AlterTopic, correlation).write(out, |builder| {
+            let name = Some(builder.create_string(self.name));
+            let retention_age = self.retention.map(TopicRetention::to_wire);
+            let queues = self.queues.unwrap_or(0);
+            wire::AlterTopic::create(builder, &wire::AlterTopicArgs { name, queues, retention_age })
+        });
+    }
 }
 
-name_and_queues!(CreateTopic, CreateTopicArgs);
-name_and_queues!(AlterTopic, AlterTopicArgs);
+fn check_queues(queues: u32) -> Result<u32, DecodeError> {
+    if (1..=QUEUES_PER_TOPIC_MAX).contains(&queues) { Ok(queues) } else { Err(DecodeError::Field("queues")) }
+}
 
 /// Deletes a topic and all its messages, for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use peregrine_broker::engine::{Engine, TopicState};
+use peregrine_broker::engine::{Engine, RetentionSetting, TopicState};
 use peregrine_protocol::ids::{QueueId, ShardId, TopicId};
 
 use super::violation::{Violation, promise};
@@ -13,6 +13,7 @@ pub struct KnownTopic {
     pub id: TopicId,
     pub name: String,
     pub queues: u32,
+    pub retention: RetentionSetting,
 }
 
 /// The oracle of the catalogue.
@@ -55,7 +56,15 @@ impl KnownCatalogue {
                 promise!(!self.deleted.contains(&topic.id), "topic {} lives again", topic.id);
                 let before = self.live.get(&topic.id).map_or(0, |topic| topic.queues);
                 promise!(topic.queues >= before, "topic {} lost queues: {} of {before}", topic.id, topic.queues);
-                let known = KnownTopic { id: topic.id, name: topic.name.to_string(), queues: topic.queues };
+                let before = self.live.get(&topic.id).map(|topic| topic.retention).unwrap_or_default();
+                let retention = topic.retention;
+                promise!(
+                    before == retention || before.revision < retention.revision,
+                    "the retention of topic {} was {before:?} and became {retention:?}",
+                    topic.id
+                );
+                let (name, queues) = (topic.name.to_string(), topic.queues);
+                let known = KnownTopic { id: topic.id, name, queues, retention };
                 self.live.insert(topic.id, known);
             }
             TopicState::Deleted(id) => {
@@ -71,13 +80,15 @@ impl KnownCatalogue {
     pub fn recovered(&mut self, home: &Engine) -> Result<(), Violation> {
         for topic in self.live.values() {
             match home.topic(topic.id) {
-                TopicState::Live(found) => promise!(
-                    found.queues >= topic.queues && *found.name == *topic.name,
-                    "topic {} had {} queues and came back with {}",
-                    topic.id,
-                    topic.queues,
-                    found.queues
-                ),
+                TopicState::Live(found) => {
+                    promise!(
+                        found.queues >= topic.queues && *found.name == *topic.name,
+                        "topic {} had {} queues and came back with {}",
+                        topic.id,
+                        topic.queues,
+                        found.queues
+                    );
+                }
                 TopicState::Deleted(id) => {
                     promise!(self.deleting.contains(&topic.name), "topic {id} is deleted, though nobody asked for it");
                 }

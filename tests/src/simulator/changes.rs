@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use peregrine_broker::engine::{CatalogueDecision, Refusal};
-use peregrine_protocol::ids::DurableLevel;
+use peregrine_broker::engine::{CatalogueDecision, Refusal, TopicRetention};
+use peregrine_protocol::ids::{DurableLevel, Nanos};
 
 use super::process::{Append, Shard, Waiting};
 use super::simulation::{Process, Simulation};
@@ -12,16 +12,23 @@ use super::work::TOPICS_MAX;
 
 impl Simulation {
     pub(super) fn change_catalogue(&mut self, process: &mut Process) -> Result<(), Violation> {
+        let ages = self.configuration.topic_ages;
         let name = format!("topic-{}", self.random.below(TOPICS_MAX as u64));
         let wall = self.wall();
         let home = &mut process.shards[0];
+        let mut retention = || match self.random.below(3) {
+            0 if ages => TopicRetention { age: Some(Nanos::from_millis(self.random.between(1, 3_000))) },
+            _ => TopicRetention::default(),
+        };
+        let (wanted, altered) = (retention(), retention());
         let decision = match self.random.below(10) {
             0 => {
                 self.catalogue.asks_to_delete(&name);
                 home.engine.decide_delete(&name, None, wall)
             }
-            1..=2 => home.engine.decide_alter(&name, self.random.between(1, 6) as u32, wall),
-            _ => home.engine.decide_create(&name, self.random.between(1, 3) as u32, wall),
+            1 => home.engine.decide_alter(&name, Some(self.random.between(1, 6) as u32), None, wall),
+            2 => home.engine.decide_alter(&name, None, Some(altered), wall),
+            _ => home.engine.decide_create(&name, self.random.between(1, 3) as u32, wanted, wall),
         };
         match decision {
             Ok(decided) => self.append_change(home, name, decided),

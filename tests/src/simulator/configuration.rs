@@ -23,6 +23,8 @@ pub struct Configuration {
     checkpoint: CheckpointOptions,
     scrub: ScrubOptions,
     pub retention: RetentionBounds,
+    /// Whether topics have retentions of their own.
+    pub topic_ages: bool,
     /// Bytes of the engine that are saved between two actions.
     pub checkpoint_slice: usize,
     /// While lives last; the last start of a seed is undisturbed.
@@ -78,6 +80,7 @@ impl Configuration {
                 1 => RetentionBounds { age: Some(Nanos::from_millis(random.between(1, 3_000))), bytes: None },
                 _ => RetentionBounds::default(),
             },
+            topic_ages: random.one_in(3),
             scrub: ScrubOptions {
                 rate: if random.one_in(3) { Some(*random.pick(&[4 << 20, 256 << 20])) } else { None },
                 every: Nanos::from_millis(*random.pick(&[10, 1_000])),

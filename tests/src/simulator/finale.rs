@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use peregrine_broker::engine::StartAt;
+use peregrine_broker::limits::{RETENTION_RETRY, TOPIC_RETENTION_PARTS};
 use peregrine_protocol::entry::EntryKind;
 use peregrine_protocol::ids::{DurableLevel, QueueOffset, ShardId};
 use peregrine_protocol::limits::BLOCK;
@@ -18,6 +19,8 @@ use super::violation::{Violation, promise};
 /// Simulated time that answering everybody may take, nanoseconds, and how often one looks.
 const SETTLE_MAX: u64 = 60_000_000_000;
 const SETTLE_STEP: u64 = 5_000_000;
+/// And giving up what is too old, beside the part of its age that a topic may take: an append may be refused, and is tried again.
+const AGING_MAX: u64 = RETENTION_RETRY.0 + 20_000_000;
 
 impl Simulation {
     pub(super) fn finale(&mut self) -> Result<(), Violation> {
@@ -97,7 +100,39 @@ impl Simulation {
             promise!(self.machine.now() < until, "producers wait for answers that do not come");
         }
         self.groups_consume_everything(process)?;
-        self.read_everything(process)
+        self.read_everything(process)?;
+        self.pass_time(process, self.machine.now() + AGING_MAX)?;
+        self.check_aged()?;
+        // What was given up last is to be durable as well.
+        while !process.shards.iter().all(Shard::is_quiet) {
+            self.pass_time(process, self.machine.now() + SETTLE_STEP)?;
+            promise!(self.machine.now() < until + SETTLE_MAX, "what was given up does not become durable");
+        }
+        Ok(())
+    }
+
+    /// Whatever happened before, no topic keeps for long what is too old for it.
+    fn check_aged(&self) -> Result<(), Violation> {
+        let wall = self.wall();
+        for topic in self.catalogue.live() {
+            let Some(age) = topic.retention.wanted.age else { continue };
+            let too_old = wall.0.saturating_sub(age.0 + age.0 / TOPIC_RETENTION_PARTS + AGING_MAX);
+            for ledger in &self.ledgers {
+                let batches = ledger.records().map(|record| &record.header);
+                for header in batches.filter(|header| header.kind == EntryKind::Batch && header.topic == topic.id) {
+                    let start = ledger.start_of(topic.id, header.queue);
+                    promise!(
+                        header.store_time.0 > too_old || header.end_offset() <= start,
+                        "queue {}/{} starts at {start} at {wall}, and {} was stored at {}: its topic keeps it for {age}",
+                        topic.id,
+                        header.queue,
+                        header.base_offset,
+                        header.store_time
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 
     fn read_everything(&mut self, process: &mut Process) -> Result<(), Violation> {

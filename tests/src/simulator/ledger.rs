@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use peregrine_broker::engine::StartsEntry;
 use peregrine_broker::log::disk::simulated::Crash;
 use peregrine_protocol::entry::{EntryDraft, EntryHeader, EntryKind};
-use peregrine_protocol::ids::{DurableLevel, LogPosition, QueueId, QueueOffset, TopicId};
+use peregrine_protocol::ids::{DurableLevel, LogPosition, Nanos, QueueId, QueueOffset, TopicId};
 
 use super::process::Found;
 use super::starts::KnownStarts;
@@ -145,6 +145,36 @@ impl Ledger {
                     start <= kept.base_offset,
                     "queue {topic}/{queue} starts at {start} now, and what stands from {given_up_to} on is kept: {}",
                     describe(&kept)
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts of queues moved as `wall` and their topics' ages ask: nothing was given up that is younger, and not yet visible.
+    pub fn topic_starts_moved(
+        &mut self,
+        header: EntryHeader,
+        wall: Nanos,
+        age: impl Fn(TopicId) -> Nanos,
+    ) -> Result<(), Violation> {
+        self.appended(header)?;
+        for (topic, queue, start) in self.starts.appended(&header) {
+            let batches = self.records.values().map(|record| &record.header);
+            let of_queue = batches
+                .filter(|header| header.kind == EntryKind::Batch && (header.topic, header.queue) == (topic, queue));
+            let before = self.starts.before(header.position, topic, queue);
+            let given_up = of_queue.filter(|header| header.end_offset() > before && header.base_offset < start);
+            for given_up in given_up {
+                let too_old = given_up.store_time.0.saturating_add(age(topic).0) <= wall.0;
+                let memory = given_up.flags.level() == Some(DurableLevel::Memory);
+                let reached = if memory { self.published } else { self.durable };
+                promise!(
+                    too_old && given_up.end() <= reached,
+                    "queue {topic}/{queue} starts at {start} now, and {}, stored at {}, is to be kept for {} at {wall}",
+                    describe(given_up),
+                    given_up.store_time,
+                    age(topic)
                 );
             }
         }

@@ -15,6 +15,7 @@ use peregrine_broker::log::{
     StartError, StartReport,
 };
 use peregrine_broker::retaining::{Retaining, RetentionBounds, RetentionOutcome};
+use peregrine_broker::retaining_topics::{IndexAnswer, RetainingTopics, TopicsTurn};
 use peregrine_protocol::entry::{Entry, EntryDraft, EntryHeader, EntrySeal};
 use peregrine_protocol::ids::{LogPosition, Nanos, SubscriptionId};
 use peregrine_protocol::limits::ENTRY_HEADER_LEN;
@@ -58,6 +59,9 @@ pub struct Shard {
     pub checkpoints_taken: u64,
     retaining: Retaining,
     retention_tasks: Tasks<RetentionOutcome<SimulatedDisk>>,
+    retaining_topics: RetainingTopics,
+    topic_tasks: Tasks<IndexAnswer>,
+    aged: u64,
     large: Vec<(LargeAppend, Rc<[u8]>)>,
     seal: EntrySeal,
     rolls: u64,
@@ -160,6 +164,9 @@ impl Shard {
             checkpoints_taken: 0,
             retaining: Retaining::new(retention),
             retention_tasks: Tasks::default(),
+            retaining_topics: RetainingTopics::default(),
+            topic_tasks: Tasks::default(),
+            aged: 0,
             large: Vec::new(),
             seal,
             rolls: 0,
@@ -254,7 +261,8 @@ impl Shard {
 
     /// Whether something of it can go on without time passing.
     pub fn has_woken(&self) -> bool {
-        let background = self.checkpoint_tasks.has_woken() || self.retention_tasks.has_woken();
+        let background =
+            self.checkpoint_tasks.has_woken() || self.retention_tasks.has_woken() || self.topic_tasks.has_woken();
         background || self.cold_reads.has_woken() || self.look_ups.has_woken()
     }
 
@@ -314,6 +322,43 @@ impl Shard {
             self.retention_tasks.spawn(task);
         }
         Ok(())
+    }
+
+    /// Keeps its topics within theirs: takes the topic that is due a step further.
+    pub fn retain_topics(
+        &mut self,
+        random: &mut Random,
+        ledger: &mut Ledger,
+        (now, wall): (Nanos, Nanos),
+    ) -> Result<(), Violation> {
+        let mut noted = Ok(());
+        let aged = &mut self.aged;
+        let mut append = |engine: &mut Engine, log: &mut Log<_, _>, entry: &StartsEntry| {
+            ledger.attempts_starts(entry);
+            let appended = log.append(&entry.draft, &entry.payload, now).inspect_err(|_| ledger.refused())?;
+            let header = entry.draft.at(appended.position, log.epoch());
+            // Nobody gives messages up of a topic that keeps them as its shards do.
+            let age = |topic| engine.own_age(topic).map_or(Nanos::MAX, |(age, _)| age);
+            noted = ledger.topic_starts_moved(header, wall, age);
+            if let Err(error) = engine.apply(&header, &entry.payload) {
+                noted = Err(Violation(format!("starts that were decided do not apply: {error}")));
+            }
+            *aged += 1;
+            Ok(())
+        };
+        if let Some(answer) = self.topic_tasks.poll(random) {
+            self.retaining_topics.answered(&answer, &mut self.engine, &mut self.log, (now, wall), &mut append);
+        }
+        let turned = self.retaining_topics.turn(&mut self.engine, &mut self.log, (now, wall), &mut append);
+        if let TopicsTurn::Ask(task) = turned {
+            self.topic_tasks.spawn(task);
+        }
+        noted
+    }
+
+    /// Entries that gave messages of topics up since the last call.
+    pub fn take_aged(&mut self) -> u64 {
+        std::mem::take(&mut self.aged)
     }
 
     /// Segments retired since the last call.

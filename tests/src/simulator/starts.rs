@@ -29,6 +29,12 @@ impl KnownStarts {
         moves.map(|(_, start)| *start).max().unwrap_or_default()
     }
 
+    /// Where they began before the entry at `position` moved them.
+    pub fn before(&self, position: LogPosition, topic: TopicId, queue: QueueId) -> QueueOffset {
+        let moves = self.moves.get(&(topic, queue)).into_iter().flatten();
+        moves.filter(|(at, _)| *at < position).map(|(_, start)| *start).max().unwrap_or_default()
+    }
+
     /// Before an append: if a crash strikes within it, the entry may be found or not.
     pub fn attempts(&mut self, entry: &StartsEntry) {
         self.attempt = Some((entry.draft.payload_crc, rows(&entry.payload)));

@@ -99,6 +99,8 @@ impl Simulation {
             process.shards[shard].turn(&mut self.random, &mut self.ledgers[shard], now)?;
             let wall = self.wall();
             process.shards[shard].retain(&mut self.random, &mut self.ledgers[shard], (now, wall))?;
+            process.shards[shard].retain_topics(&mut self.random, &mut self.ledgers[shard], (now, wall))?;
+            self.statistics.aged += process.shards[shard].take_aged();
             self.statistics.retired += process.shards[shard].take_retired();
             self.statistics.rolls += process.shards[shard].take_rolls();
             self.statistics.scrubbed += process.shards[shard].take_scrubbed();

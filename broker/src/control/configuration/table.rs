@@ -288,7 +288,7 @@ pub const TABLE: &[Row] = &[
         key: "retention_age",
         value: Some("TIME|none"),
         default: Some("none"),
-        help: "Messages this old may be given up, as in `3d`; a whole segment at a time, when the one behind it is as old.",
+        help: "Messages this old may be given up, as in `3d`; a whole segment at a time, when the one behind it is as old. A topic may have a shorter one of its own.",
         reason: "What was acknowledged is not given up unasked.",
         take: |draft, text| {
             draft.retention.age = if text == "none" { None } else { Some(time(text)?.into()) };

@@ -2,7 +2,7 @@
 //!
 //! Every payload begins with a version and a number that says what changed: 1 to 3 are `topic_change`'s, 4 and 5 are
 //! `group::change`'s. A version or a change that this program does not know stops the start: a newer program wrote it, and
-//! going on would lose what it means. The entry's header carries the object's id where that of a topic stands in a batch.
+//! going on would lose what it means. Changes of topics know a second version. The entry's header carries the object's id where that of a topic stands in a batch.
 
 use peregrine_protocol::entry::{EntryDraft, EntryKind};
 use peregrine_protocol::ids::{Nanos, TopicId};
@@ -11,7 +11,7 @@ use super::object::{CatalogueId, ObjectId};
 use super::topic_change::TopicChange;
 use crate::engine::group::GroupChange;
 
-/// The version of every change's payload.
+/// The version of every change's payload, but of a topic with a retention of its own.
 pub const VERSION: u8 = 1;
 
 /// One change.
@@ -25,7 +25,7 @@ pub enum CatalogueChange {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CatalogueChangeError {
-    #[error("catalogue entry version {0}, this program knows {VERSION}: a newer program wrote it")]
+    #[error("catalogue entry version {0}: a newer program wrote it")]
     Version(u8),
     #[error("unknown catalogue change {0}: a newer program wrote it")]
     Change(u8),
@@ -42,8 +42,8 @@ pub enum CatalogueChangeError {
 impl CatalogueChange {
     pub fn decode(bytes: &[u8]) -> Result<Self, CatalogueChangeError> {
         match bytes {
-            [version, _, ..] if *version != VERSION => Err(CatalogueChangeError::Version(*version)),
             [_, 1..=3, ..] => TopicChange::decode(bytes).map(Self::Topic),
+            [version, _, ..] if *version != VERSION => Err(CatalogueChangeError::Version(*version)),
             [_, 4..=5, ..] => GroupChange::decode(bytes).map(Self::Group),
             [_, change, ..] => Err(CatalogueChangeError::Change(*change)),
             _ => Err(CatalogueChangeError::Length(bytes.len())),

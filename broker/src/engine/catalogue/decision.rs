@@ -5,11 +5,12 @@ use std::ops::Bound;
 use peregrine_protocol::entry::EntryDraft;
 use peregrine_protocol::ids::{GroupId, LogPosition, Nanos, TopicId};
 use peregrine_protocol::limits::{GROUP_TOPICS_MAX, QUEUES_PER_TOPIC_MAX};
+use peregrine_protocol::message::TopicRetention;
 use peregrine_protocol::name::check_name;
 
 use super::change::CatalogueChange;
 use super::topic_change::{ChangeKind, TopicChange};
-use super::{Catalogue, ObjectId, Topic};
+use super::{Catalogue, ObjectId, RetentionSetting, Topic};
 use crate::engine::group::{Group, GroupChange, GroupStart};
 use crate::engine::{Refusal, StartAt};
 use crate::limits;
@@ -46,37 +47,58 @@ enum Fill {
 }
 
 impl Catalogue {
-    pub fn decide_create(&self, name: &str, queues: u32, time: Nanos) -> Result<CatalogueDecision, Refusal> {
+    pub fn decide_create(
+        &self,
+        name: &str,
+        queues: u32,
+        retention: TopicRetention,
+        time: Nanos,
+    ) -> Result<CatalogueDecision, Refusal> {
         check_name(name).map_err(|_| Refusal::InvalidName)?;
         check_queues(queues)?;
         if let Some(end) = self.pending_of_topic(name) {
             return Ok(CatalogueDecision::After(end));
         }
         match self.named(name) {
-            Some(topic) if topic.queues == queues => return Ok(CatalogueDecision::Done(topic.clone())),
+            // Who says nothing of its retention takes it as it is.
+            Some(topic) if topic.queues == queues && (retention.is_none() || retention == topic.retention.wanted) => {
+                return Ok(CatalogueDecision::Done(topic.clone()));
+            }
             Some(topic) => return Err(Refusal::TopicExists { queues: topic.queues }),
             None => {}
         }
         if self.topics.len() + self.pending.len() >= limits::TOPICS_MAX {
             return Err(Refusal::LimitReached("topics"));
         }
-        self.change_topic(ChangeKind::Create, TopicId(self.next_id().0), name, queues, time)
+        let setting = RetentionSetting::default().changed_to(retention);
+        self.change_topic(ChangeKind::Create, TopicId(self.next_id().0), name, (queues, setting), time)
     }
 
-    pub fn decide_alter(&self, name: &str, queues: u32, time: Nanos) -> Result<CatalogueDecision, Refusal> {
-        check_queues(queues)?;
+    /// What is `None` stays as it is.
+    pub fn decide_alter(
+        &self,
+        name: &str,
+        queues: Option<u32>,
+        retention: Option<TopicRetention>,
+        time: Nanos,
+    ) -> Result<CatalogueDecision, Refusal> {
+        queues.map_or(Ok(()), check_queues)?;
         if let Some(end) = self.pending_of_topic(name) {
             return Ok(CatalogueDecision::After(end));
         }
-        match self.named(name) {
-            None => Err(Refusal::UnknownTopic),
-            Some(topic) if queues < topic.queues => Err(Refusal::InvalidArgument("a topic never loses queues")),
-            Some(topic) if queues == topic.queues => Ok(CatalogueDecision::Done(topic.clone())),
-            Some(topic) => match self.fill_after(topic, queues) {
-                Fill::Fits => self.change_topic(ChangeKind::Alter, topic.id, name, queues, time),
-                Fill::Unknown(end) => Ok(CatalogueDecision::After(end)),
-                Fill::Over => Err(Refusal::LimitReached("queues of a group")),
-            },
+        let topic = self.named(name).ok_or(Refusal::UnknownTopic)?;
+        let queues = queues.unwrap_or(topic.queues);
+        let setting = retention.map_or(topic.retention, |wanted| topic.retention.changed_to(wanted));
+        if queues < topic.queues {
+            return Err(Refusal::InvalidArgument("a topic never loses queues"));
+        }
+        if (queues, setting) == (topic.queues, topic.retention) {
+            return Ok(CatalogueDecision::Done(topic.clone()));
+        }
+        match if queues == topic.queues { Fill::Fits } else { self.fill_after(topic, queues) } {
+            Fill::Fits => self.change_topic(ChangeKind::Alter, topic.id, name, (queues, setting), time),
+            Fill::Unknown(end) => Ok(CatalogueDecision::After(end)),
+            Fill::Over => Err(Refusal::LimitReached("queues of a group")),
         }
     }
 
@@ -87,7 +109,9 @@ impl Catalogue {
         match self.named(name).filter(|topic| id.is_none_or(|id| id == topic.id)) {
             None if id.is_some_and(|id| self.is_deleted(id)) => Err(Refusal::TopicDeleted),
             None => Err(Refusal::UnknownTopic),
-            Some(topic) => self.change_topic(ChangeKind::Delete, topic.id, name, 0, time),
+            Some(topic) => {
+                self.change_topic(ChangeKind::Delete, topic.id, name, (0, RetentionSetting::default()), time)
+            }
         }
     }
 
@@ -206,10 +230,11 @@ impl Catalogue {
         kind: ChangeKind,
         topic: TopicId,
         name: &str,
-        queues: u32,
+        (queues, retention): (u32, RetentionSetting),
         time: Nanos,
     ) -> Result<CatalogueDecision, Refusal> {
-        self.change(&CatalogueChange::Topic(TopicChange { kind, topic, name: name.to_owned(), queues }), time)
+        let change = TopicChange { kind, topic, name: name.to_owned(), queues, retention };
+        self.change(&CatalogueChange::Topic(change), time)
     }
 
     fn change<T>(&self, change: &CatalogueChange, time: Nanos) -> Result<CatalogueDecision<T>, Refusal> {

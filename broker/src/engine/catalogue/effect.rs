@@ -33,8 +33,8 @@ pub struct Settled {
     /// What its object is from now on.
     pub state: CatalogueState,
     pub removed: Option<Removed>,
-    /// A topic that nobody can consume yet.
-    pub is_new: bool,
+    /// It gives no group other queues: a topic that nobody can consume yet, or one that keeps its messages otherwise.
+    pub leaves_groups: bool,
 }
 
 impl Catalogue {
@@ -57,10 +57,17 @@ impl Catalogue {
             (ChangeKind::Create, _) if check_queues(change.queues).is_err() => {
                 Err("the number of queues is out of range")
             }
-            (ChangeKind::Create, _) => Ok(()),
-            (_, None) => Err("there is no such topic"),
-            (ChangeKind::Alter, Some(topic)) if change.queues <= topic.queues => Err("alter only adds queues"),
-            (ChangeKind::Alter | ChangeKind::Delete, Some(_)) => Ok(()),
+            (ChangeKind::Alter | ChangeKind::Delete, None) => Err("there is no such topic"),
+            (ChangeKind::Alter, Some(topic)) if change.queues < topic.queues => Err("a topic never loses queues"),
+            (ChangeKind::Alter, Some(topic)) if change.retention.revision < topic.retention.revision => {
+                Err("its retention is older than the topic's")
+            }
+            (ChangeKind::Alter, Some(topic))
+                if (change.queues, change.retention) == (topic.queues, topic.retention) =>
+            {
+                Err("it changes nothing")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -101,14 +108,15 @@ impl Catalogue {
     /// The next change whose entry `durable` covers takes effect.
     pub fn settle_next(&mut self, durable: LogPosition) -> Option<Settled> {
         let PendingChange { store_time, change, .. } = self.pending.pop_front_if(|pending| pending.end <= durable)?;
+        let leaves_groups = matches!(&change, CatalogueChange::Topic(change) if change.kind == ChangeKind::Create
+            || self.get(change.topic).is_some_and(|topic| topic.queues == change.queues));
         let removed = self.set(&self.state_after(&change, store_time));
-        let is_new = matches!(&change, CatalogueChange::Topic(change) if change.kind == ChangeKind::Create);
         // As it is now: a topic that was deleted meanwhile is not among a group's.
         let state = match change {
             CatalogueChange::Topic(change) => self.state(change.topic).into(),
             CatalogueChange::Group(change) => self.group_state(change.group()).into(),
         };
-        Some(Settled { state, removed, is_new })
+        Some(Settled { state, removed, leaves_groups })
     }
 
     /// Takes in a change by itself: where an accepted hole took what came between it and what is known, or a checkpoint knows it
@@ -134,12 +142,13 @@ impl Catalogue {
             CatalogueChange::Topic(TopicChange { kind: ChangeKind::Delete, topic, .. }) => {
                 TopicState::Deleted(*topic).into()
             }
-            CatalogueChange::Topic(TopicChange { topic, name, queues, .. }) => TopicState::Live(Topic {
+            CatalogueChange::Topic(TopicChange { topic, name, queues, retention, .. }) => TopicState::Live(Topic {
                 id: *topic,
                 name: name.as_str().into(),
                 queues: *queues,
                 created: self.get(*topic).map_or(time, |topic| topic.created),
                 hash: TopicHash::of(name),
+                retention: *retention,
             })
             .into(),
             CatalogueChange::Group(GroupChange::Is(group)) => GroupState::Live(group.clone()).into(),
@@ -147,8 +156,8 @@ impl Catalogue {
         }
     }
 
-    /// Makes the catalogue say `state`. News may come late or twice: nothing deleted lives again, no topic loses queues and no
-    /// group topics. Returns what it deleted.
+    /// Makes the catalogue say `state`. News may come late or twice: nothing deleted lives again, no topic loses queues, and no
+    /// group topics, and of what a topic's retention was said to be the newest counts. Returns what it deleted.
     pub fn set(&mut self, state: &CatalogueState) -> Option<Removed> {
         match state {
             CatalogueState::Topic(TopicState::Live(topic)) => {
@@ -184,11 +193,19 @@ impl Catalogue {
 
     fn set_topic(&mut self, topic: &Topic) {
         self.raise_highest(topic.id);
-        let is_old = self.get(topic.id).is_some_and(|known| known.queues >= topic.queues);
-        if !self.is_deleted(topic.id) && !is_old {
-            self.names.insert(topic.name.clone(), topic.id);
-            self.topics.insert(topic.id, topic.clone());
+        if self.is_deleted(topic.id) {
+            return;
         }
+        let known = self.get(topic.id);
+        let before = known.map(|known| known.retention);
+        let newest = known.filter(|known| known.queues >= topic.queues).unwrap_or(topic).clone();
+        let topic = Topic { retention: topic.retention.newer(before.unwrap_or_default()), ..newest };
+        if known == Some(&topic) {
+            return;
+        }
+        self.retention_changed(before, &topic);
+        self.names.insert(topic.name.clone(), topic.id);
+        self.topics.insert(topic.id, topic);
     }
 
     fn set_group(&mut self, group: &Group) {
@@ -207,6 +224,7 @@ impl Catalogue {
 
     fn remove_topic(&mut self, id: TopicId) -> Option<Topic> {
         self.groups.forget_topic(id);
+        self.retention_news.remove(&id);
         let topic = self.topics.remove(&id)?;
         if self.names.get(&topic.name) == Some(&id) {
             self.names.remove(&topic.name);

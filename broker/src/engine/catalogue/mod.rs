@@ -7,6 +7,7 @@
 //! - `object`: ids and states of topics and groups alike
 //! - `decision`: what is to become of a request for a change
 //! - `change`, `topic_change`: changes as entries say them (those of groups: `group::change`)
+//! - `retention_setting`: how long a topic keeps its messages
 //! - `effect`: what changes do, once they are durable
 //! - `id_ranges`: what was deleted
 
@@ -15,9 +16,10 @@ mod decision;
 mod effect;
 mod id_ranges;
 mod object;
+mod retention_setting;
 mod topic_change;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -30,6 +32,7 @@ pub use decision::CatalogueDecision;
 pub use effect::{Removed, Settled};
 pub use id_ranges::IdRanges;
 pub use object::{CatalogueId, CatalogueState, ObjectId};
+pub use retention_setting::RetentionSetting;
 pub use topic_change::{ChangeKind, TopicChange};
 
 use super::group::{Group, GroupState, Groups};
@@ -46,6 +49,7 @@ pub struct Topic {
     pub created: Nanos,
     /// Of the name: where its queues lie.
     pub hash: TopicHash,
+    pub retention: RetentionSetting,
 }
 
 impl Topic {
@@ -89,6 +93,8 @@ pub struct Catalogue {
     lossy: bool,
     /// Changes whose entry is not durable, in the order of the log.
     pending: VecDeque<PendingChange>,
+    /// Live topics that have a retention other than the one they had when it was last asked for.
+    retention_news: BTreeSet<TopicId>,
 }
 
 impl Catalogue {
@@ -152,6 +158,17 @@ impl Catalogue {
         self.groups.from(page_start(prefix, after)).take_while(move |group| group.name.starts_with(prefix))
     }
 
+    /// A topic whose retention changed, or that came to be with one of its own, since this was last asked for it.
+    pub fn next_retention_news(&mut self) -> Option<TopicId> {
+        self.retention_news.pop_first()
+    }
+
+    fn retention_changed(&mut self, before: Option<RetentionSetting>, topic: &Topic) {
+        if before.unwrap_or_default().wanted != topic.retention.wanted {
+            self.retention_news.insert(topic.id);
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.topics.len()
     }
@@ -197,6 +214,7 @@ impl Catalogue {
     pub fn install(&mut self, snapshot: CatalogueSnapshot) {
         assert!(self.topics.is_empty(), "a copy is installed once, before anything is applied");
         for topic in snapshot.topics {
+            self.retention_changed(None, &topic);
             self.names.insert(topic.name.clone(), topic.id);
             self.topics.insert(topic.id, topic);
         }

@@ -201,8 +201,9 @@ impl Engine {
 }
 
 fn save_topic(topic: &Topic, out: &mut Vec<u8>) {
-    let &Topic { id, queues, created, .. } = topic;
-    let change = TopicChange { kind: ChangeKind::Create, topic: id, name: topic.name.to_string(), queues };
+    let &Topic { id, queues, created, retention, .. } = topic;
+    let name = topic.name.to_string();
+    let change = TopicChange { kind: ChangeKind::Create, topic: id, name, queues, retention };
     save_object(&CatalogueChange::Topic(change), created, out);
 }
 

@@ -14,8 +14,8 @@ fn ask(bench: &mut Bench, request: &str) -> String {
     let (name, queues) = rest.split_once(' ').unwrap_or((rest, "0"));
     let queues = queues.parse().expect("a number of queues");
     let decision = match verb {
-        "create" => bench.engine.decide_create(name, queues, bench.now),
-        "alter" => bench.engine.decide_alter(name, queues, bench.now),
+        "create" => bench.engine.decide_create(name, queues, TopicRetention::default(), bench.now),
+        "alter" => bench.engine.decide_alter(name, Some(queues), None, bench.now),
         "delete" => bench.engine.decide_delete(name, None, bench.now),
         other => panic!("{other}"),
     };
@@ -65,6 +65,51 @@ fn create_is_idempotent_alter_only_adds_and_ids_are_never_given_twice() {
     let names: Vec<&str> = bench.engine.topics_after(Some("a")).map(|topic| &*topic.name).collect();
     assert_eq!(names, ["b"]);
     assert_eq!(bench.engine.topic_named("a").map(|topic| topic.queues), Some(6));
+}
+
+fn keep_for(age: u64) -> TopicRetention {
+    TopicRetention { age: Some(Nanos(age)).filter(|age| age.0 > 0) }
+}
+
+#[test]
+fn a_topic_keeps_its_messages_as_was_said_last() {
+    let mut bench = Bench::new(2);
+    let age = |bench: &Bench| bench.engine.own_age(TOPIC).map(|(age, _)| age.0);
+    for (wanted, expected) in [(5, Some(5)), (9, Some(9)), (0, None), (7, Some(7))] {
+        bench.change(bench.engine.decide_alter("t", None, Some(keep_for(wanted)), bench.now));
+        assert_ne!(age(&bench), expected, "it is not durable");
+        bench.harden();
+        assert_eq!(age(&bench), expected);
+        assert_eq!(bench.engine.next_retention_news(), Some(TOPIC));
+        let again = bench.engine.decide_alter("t", Some(2), Some(keep_for(wanted)), bench.now);
+        assert!(matches!(again, Ok(CatalogueDecision::Done(_))), "{again:?}");
+    }
+    bench.change(bench.engine.decide_alter("t", Some(4), None, bench.now));
+    bench.harden();
+    assert_eq!(bench.engine.own_age(TOPIC), Some((Nanos(7), 4)), "more queues leave it as it is");
+    assert_eq!(bench.engine.next_retention_news(), None);
+
+    let create = |wanted| bench.engine.decide_create("t", 4, keep_for(wanted), bench.now).map(drop);
+    assert_eq!((create(0), create(7)), (Ok(()), Ok(())), "who says nothing takes it as it is");
+    assert_eq!(create(8), Err(Refusal::TopicExists { queues: 4 }));
+    bench.restart(bench.end);
+    assert_eq!((age(&bench), bench.engine.next_retention_news()), (Some(7), Some(TOPIC)));
+}
+
+#[test]
+fn late_news_of_a_retention_change_nothing() {
+    let (mut home, mut copy) = home_and_copy();
+    let mut states = vec![home.engine.topic(TOPIC)];
+    for age in [5, 0, 3] {
+        home.change(home.engine.decide_alter("a", None, Some(keep_for(age)), home.now));
+        home.harden();
+        states.push(home.engine.topic(TOPIC));
+    }
+    for told in [2, 1, 3, 0, 2, 3, 1] {
+        copy.engine.catalogue_changed(&states[told].clone().into());
+    }
+    assert_eq!(copy.engine.topic(TOPIC), home.engine.topic(TOPIC));
+    assert_eq!(copy.engine.own_age(TOPIC), Some((Nanos(3), 4)));
 }
 
 #[test]
@@ -161,7 +206,7 @@ fn a_copy_asks_shard_0_before_it_says_that_something_is_unknown() {
     assert_eq!(decide(&copy, 1, (mine + 1) % 4), Some(Refusal::WrongShard(HOME)));
     assert_eq!(decide(&copy, 1, mine + 4), Some(ask_home(1, ErrorCode::UnknownQueue)));
     assert_eq!(decide(&copy, 2, mine), Some(ask_home(2, ErrorCode::UnknownTopic)));
-    home.change(home.engine.decide_alter("a", 8, home.now));
+    home.change(home.engine.decide_alter("a", Some(8), None, home.now));
     home.harden();
     copy.engine.catalogue_changed(&home.engine.topic(TOPIC).into());
     assert_eq!(decide(&copy, 1, mine + 4), None);

@@ -212,7 +212,9 @@ impl History {
                 model.places.retain(|&(group, _), _| group != id);
             }
             Step::CreateTopic => {
-                let Ok(CatalogueDecision::Append { draft, payload }) = engine.decide_create("u", 1, now) else {
+                let Ok(CatalogueDecision::Append { draft, payload }) =
+                    engine.decide_create("u", 1, TopicRetention::default(), now)
+                else {
                     return Ok(());
                 };
                 self.bench.append(&draft, payload);

@@ -20,7 +20,7 @@ fn ask(bench: &mut Bench, request: &str) -> String {
     let (engine, now) = (&bench.engine, bench.now);
     match verb {
         "topic" => {
-            let decision = engine.decide_create(name, numbers[0] as u32, now);
+            let decision = engine.decide_create(name, numbers[0] as u32, TopicRetention::default(), now);
             outcome(bench, decision, |topic| topic.id.0)
         }
         "no-topic" => {
@@ -359,7 +359,7 @@ fn a_group_does_not_grow_beyond_what_one_assignment_bears() {
         ("group full 2", "LimitReached"),
         ("group both 2 3", "entry 5"),
     ]);
-    let alter = |bench: &Bench, name, queues| bench.engine.decide_alter(name, queues, bench.now).map(drop);
+    let alter = |bench: &Bench, name, queues| bench.engine.decide_alter(name, Some(queues), None, bench.now).map(drop);
     assert_eq!(alter(&bench, "half", 65_536), Err(Refusal::LimitReached("queues of a group")));
     assert_eq!(alter(&bench, "half", 65_535), Ok(()));
     assert_eq!(ask(&mut bench, "no-group both"), "entry 5");
@@ -372,11 +372,11 @@ fn a_group_does_not_grow_beyond_what_one_assignment_bears() {
 fn what_groups_grow_by_counts_before_it_is_durable() {
     let made = [("topic a 30000", "entry 1"), ("topic b 30000", "entry 2"), ("group g 1 2", "entry 3")];
     let mut bench = check(&made);
-    let alter = |bench: &Bench, name| bench.engine.decide_alter(name, 33_000, bench.now);
+    let alter = |bench: &Bench, name| bench.engine.decide_alter(name, Some(33_000), None, bench.now);
     bench.change(alter(&bench, "a"));
     let end = bench.end;
     assert!(matches!(alter(&bench, "b"), Ok(CatalogueDecision::After(after)) if after == end));
-    let small = bench.engine.decide_alter("b", 30_001, bench.now);
+    let small = bench.engine.decide_alter("b", Some(30_001), None, bench.now);
     assert!(matches!(small, Ok(CatalogueDecision::Append { .. })), "what fits in any case does not wait");
     bench.harden();
     assert_eq!(alter(&bench, "b").map(drop), Err(Refusal::LimitReached("queues of a group")));
@@ -388,7 +388,7 @@ fn what_groups_grow_by_counts_before_it_is_durable() {
     let fits = bench.engine.decide_create_group("h", &topics, bench.now);
     assert!(matches!(fits, Ok(CatalogueDecision::Append { .. })));
     bench.change(fits);
-    let more = bench.engine.decide_alter("b", 40_000, bench.now);
+    let more = bench.engine.decide_alter("b", Some(40_000), None, bench.now);
     assert!(matches!(more, Err(Refusal::LimitReached(_)) | Ok(CatalogueDecision::After(_))), "{more:?}");
     assert!(bench.end > end);
 }

@@ -118,7 +118,7 @@ fn queues_that_are_added_have_holders_and_deleted_ones_have_none() {
     bench.engine.group_tick(SETTLED);
     assert_eq!(carry_out(&mut bench).len(), 2);
     assert_eq!(held(&bench, &members), [2, 2]);
-    bench.change(bench.engine.decide_alter("t", 8, bench.now));
+    bench.change(bench.engine.decide_alter("t", Some(8), None, bench.now));
     assert_eq!(carry_out(&mut bench), [], "not before it is durable");
     bench.harden();
     assert_eq!(carry_out(&mut bench).len(), 2);
@@ -154,7 +154,7 @@ fn a_topic_that_is_told_again_makes_no_assignment() {
     let is_due = |copy: &Engine| copy.membership.as_ref().unwrap().is_due();
     copy.catalogue_changed(&home.engine.topic(TOPIC).into());
     assert!(!is_due(&copy));
-    home.change(home.engine.decide_alter("t", 6, home.now));
+    home.change(home.engine.decide_alter("t", Some(6), None, home.now));
     home.harden();
     copy.catalogue_changed(&home.engine.topic(TOPIC).into());
     assert!(is_due(&copy));

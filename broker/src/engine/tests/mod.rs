@@ -1,5 +1,6 @@
 //! Tests of the engine as a whole, over a log that is a plain list of entries.
 
+mod aging;
 mod catalogue;
 mod checkpoint;
 mod epochs;
@@ -92,7 +93,7 @@ impl Bench {
 
     /// A topic that is there for everyone.
     fn create(&mut self, name: &str, queues: u32) {
-        self.change(self.engine.decide_create(name, queues, self.now));
+        self.change(self.engine.decide_create(name, queues, TopicRetention::default(), self.now));
         self.harden();
         while self.engine.next_catalogue_effect().is_some() {}
     }

@@ -232,7 +232,7 @@ fn a_poisoned_shard_answers_nothing_else() {
     let mut bench = Bench::new(1);
     bench.engine.on_poisoned();
     assert_eq!(bench.engine.decide_produce(&first_of(1), bench.now), Err(Refusal::Poisoned));
-    assert_eq!(bench.engine.decide_create("u", 1, bench.now), Err(Refusal::Poisoned));
+    assert_eq!(bench.engine.decide_create("u", 1, TopicRetention::default(), bench.now), Err(Refusal::Poisoned));
 }
 
 #[test]

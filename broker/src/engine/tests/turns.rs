@@ -419,7 +419,7 @@ fn an_assignment_that_is_ahead_of_the_catalogue_is_kept() {
     turns.bench.engine.assign(later, 1, &Arc::new(Assignment::of(rows)), &[], turns.clock);
     assert_eq!(turns.bench.engine.holder(later, TopicId(70), QueueId(0)), Some(MemberId(A)));
     turns.bench.engine.assign(later, 2, &Arc::default(), &[], turns.clock);
-    turns.bench.change(turns.bench.engine.decide_alter("t", 2, turns.bench.now));
+    turns.bench.change(turns.bench.engine.decide_alter("t", Some(2), None, turns.bench.now));
     turns.bench.harden();
     turns.bench.store(1, 1, Memory);
     turns.bench.publish();

@@ -70,7 +70,7 @@ fn a_change_of_the_catalogue_is_known_to_every_shard_when_it_is_answered() {
         let by = round % 2;
         let topic = clients[by].create(&name, 1);
         assert_eq!(clients[1 - by].create(&name, 1), topic, "create is idempotent");
-        let alter = AlterTopic { name: &name, queues: 6 };
+        let alter = AlterTopic { name: &name, queues: Some(6), retention: None };
         assert!(matches!(clients[1 - by].ask(&Request::AlterTopic(alter)), Said::Topic { .. }));
         for queue in 0..6 {
             let synced = Produce { head: head(topic, queue, DurableLevel::Synced, &payload), payload: &payload };

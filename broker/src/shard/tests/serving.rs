@@ -10,6 +10,7 @@ use peregrine_protocol::entry::{DirectoryId, DirectorySecret, EntryFlags};
 use peregrine_protocol::error::ErrorDetail;
 use peregrine_protocol::frame::{self, Received};
 use peregrine_protocol::ids::*;
+use peregrine_protocol::message::TopicRetention;
 use peregrine_protocol::message::*;
 use peregrine_protocol::preamble::PREAMBLE;
 use peregrine_protocol::record::RecordDraft;
@@ -294,7 +295,7 @@ impl Client {
     }
 
     pub fn create(&mut self, name: &str, queues: u32) -> TopicId {
-        match self.ask(&Request::CreateTopic(CreateTopic { name, queues })) {
+        match self.ask(&Request::CreateTopic(CreateTopic { name, queues, retention: TopicRetention::default() })) {
             Said::Topic { id } => id,
             other => panic!("{other:?}"),
         }

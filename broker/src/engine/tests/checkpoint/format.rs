@@ -104,8 +104,8 @@ fn what_a_newer_program_wrote_is_refused() {
     assert_eq!(restore_changed(|bytes| bytes[0] = 9), Err(RestoreError::Newer { kind: 9, version: 1 }));
     assert_eq!(restore_changed(|bytes| bytes[1] = 2), Err(RestoreError::Newer { kind: 1, version: 2 }));
     assert_eq!(restore_changed(|bytes| bytes[2] = 1), Err(RestoreError::Newer { kind: 1, version: 1 }));
-    let of_object = CatalogueChangeError::Version(2);
-    assert_eq!(restore_changed(|bytes| bytes[8 + 24 + 8 + 8] = 2), Err(RestoreError::Catalogue(of_object)));
+    let of_object = CatalogueChangeError::Version(3);
+    assert_eq!(restore_changed(|bytes| bytes[8 + 24 + 8 + 8] = 3), Err(RestoreError::Catalogue(of_object)));
 }
 
 #[test]

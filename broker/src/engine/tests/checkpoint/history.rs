@@ -52,6 +52,7 @@ enum Step {
     },
     CreateTopic(usize, u32),
     AlterTopic(usize, u32),
+    AgeTopic(usize, Option<u64>),
     DeleteTopic(usize),
     CreateGroup(usize, Vec<usize>),
     DeleteGroup(usize),
@@ -101,6 +102,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => shard.clone().prop_map(|shard| Step::Detach { shard }),
         6 => (topic.clone(), 1..5u32).prop_map(|(topic, queues)| Step::CreateTopic(topic, queues)),
         4 => (topic.clone(), 1..5u32).prop_map(|(topic, queues)| Step::AlterTopic(topic, queues)),
+        4 => (topic.clone(), prop::option::of(1..5u64)).prop_map(|(topic, age)| Step::AgeTopic(topic, age)),
         3 => topic.prop_map(Step::DeleteTopic),
         6 => (group.clone(), topics).prop_map(|(group, topics)| Step::CreateGroup(group, topics)),
         2 => group.prop_map(Step::DeleteGroup),
@@ -175,10 +177,14 @@ impl World {
                 bench.engine.detach(ReaderOwner(1), bench.now);
             }
             Step::CreateTopic(name, queues) => {
-                self.change(|engine, now| engine.decide_create(TOPICS[name], queues, now));
+                self.change(|engine, now| engine.decide_create(TOPICS[name], queues, TopicRetention::default(), now));
             }
             Step::AlterTopic(name, queues) => {
-                self.change(|engine, now| engine.decide_alter(TOPICS[name], queues, now));
+                self.change(|engine, now| engine.decide_alter(TOPICS[name], Some(queues), None, now));
+            }
+            Step::AgeTopic(name, age) => {
+                let wanted = TopicRetention { age: age.map(Nanos) };
+                self.change(|engine, now| engine.decide_alter(TOPICS[name], None, Some(wanted), now));
             }
             Step::DeleteTopic(name) => self.change(|engine, now| engine.decide_delete(TOPICS[name], None, now)),
             Step::CreateGroup(name, ref topics) => {

@@ -60,7 +60,7 @@ fn a_topic_has_the_queues_that_a_checkpoint_knows_though_their_alteration_is_los
     let (sections, _) = save(&mut bench, 1, |bench| {
         number += 1;
         if number == 3 {
-            bench.change(bench.engine.decide_alter("t", 4, bench.now));
+            bench.change(bench.engine.decide_alter("t", Some(4), None, bench.now));
             bench.harden();
             bench.store(2, 1, Synced);
         }
@@ -95,7 +95,7 @@ fn a_lossy_catalogue_stays_one() {
 #[test]
 fn a_queue_that_went_while_it_was_to_be_saved_lives_again_where_its_deletion_was_lost() {
     let mut world = World::new();
-    world.change(|engine, now| engine.decide_create("a", 4, now));
+    world.change(|engine, now| engine.decide_create("a", 4, TopicRetention::default(), now));
     world.harden(0, 1);
     world.change(|engine, now| engine.decide_create_group("g", &[(TOPIC, StartAt::Earliest)], now));
     world.harden(0, 1);
