@@ -137,6 +137,10 @@ impl Ledger {
     pub fn starts_moved(&mut self, header: EntryHeader, given_up_to: LogPosition) -> Result<(), Violation> {
         self.appended(header)?;
         for (topic, queue, start) in self.starts.appended(&header) {
+            // One that is said once more moves nothing: its topic's age may have moved it.
+            if start <= self.starts.before(header.position, topic, queue) {
+                continue;
+            }
             let batches = self.records.range(given_up_to..).map(|(_, record)| record.header);
             let mut kept = batches
                 .filter(|header| header.kind == EntryKind::Batch && (header.topic, header.queue) == (topic, queue));
