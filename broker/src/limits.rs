@@ -105,6 +105,10 @@ pub const INDEX_FOUND_MAX: usize = 1024;
 pub const INDEXES_OPEN_MAX: usize = 64;
 /// After which the making of an index that failed, for want of room or by the device, is tried again.
 pub const INDEX_RETRY: Nanos = Nanos::from_secs(10);
+/// A segment that could not be read so often is taken for damaged where it cannot be read: its index is made around that.
+pub const INDEX_ATTEMPTS: u32 = 6;
+/// Queues of a damaged segment of which is known, while its index is made, where they ended: some 4 MiB.
+pub const DAMAGED_QUEUES_MAX: usize = 1 << 16;
 
 /// Look-ups of one shard for its readers that are under way at once, a block of 4 KiB each.
 pub const LOOK_UPS_AT_ONCE: usize = 16;
@@ -215,6 +219,10 @@ pub const INDEX_CHUNK_BATCHES: u32 = 64;
 
 /// Queues whose starts one entry moves: some 25 µs of a turn.
 pub const QUEUE_STARTS_ROWS: usize = 256;
+/// Queues whose first message behind a damaged segment is looked for in one step, and moved to in one turn.
+pub const QUEUES_SURVEYED: usize = 32;
+/// Slots of queues that are looked at in one turn for those that keep anything, each in memory of its own.
+pub const QUEUE_SLOTS_LOOKED_AT: u32 = 256;
 /// Chunks that are dropped in one slice once their segments are indexed, some 0.2 µs each: 40 µs.
 pub const INDEX_DROP_SLICE: u32 = 200;
 /// What was looked up of batches that a queue's index dropped (where a time begins, when an offset was stored), 32 bytes each in a

@@ -4,8 +4,13 @@
 //! ```text
 //!   Idle ─oldest segment is due─► reading ⇄ its queues, a page at a time: entries that move their starts
 //!     ▲                              │ last page
+//!     │                              ├──── it is damaged: surveying ⇄ the shard's queues
 //!     └── retired ◄── retiring ◄── Waiting until the entries are durable and two checkpoints cover the segment
 //! ```
+//!
+//! Of a segment that is damaged nobody knows which queues had what there. Then all queues of the shard are surveyed instead, from slot to
+//! slot, and each keeps what it has behind the segment: what the indexes of later segments say first, or memory. A queue of which a later
+//! segment's damage hides what comes first keeps all that may be there, so that whoever wants it is told of the damage.
 //!
 //! First nobody may rely on a message any more, durably; then its bytes go. A crash at any point leaves starts that have moved and
 //! a segment that goes when the next run comes to it. Checkpoints are taken while entries come: where none do, a shard at rest or one
@@ -13,13 +18,13 @@
 
 use std::pin::Pin;
 
-use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, TopicId};
+use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, QueueOffset, TopicId};
 
-use crate::engine::{Engine, QueueKey, QueueStart, StartsEntry};
+use crate::engine::{Engine, KeepingQueue, QueueKey, QueueStart, StartsEntry};
 use crate::limits::{QUEUE_STARTS_ROWS, RETENTION_RETRY};
 use crate::log::disk::{Disk, RingHost};
 use crate::log::fault::Planted;
-use crate::log::index::{IndexLookUpError, QueueEnd};
+use crate::log::index::{FirstBehind, IndexLookUpError, LogIndexes, QueueEnd};
 use crate::log::{AppendRefused, CloseState, Completion, Log, LogTask, OldestSegment};
 
 /// How much of a shard's log is kept.
@@ -46,6 +51,11 @@ enum Stage {
         segment: OldestSegment,
         after: Option<(TopicId, QueueId)>,
     },
+    /// The segment is damaged: the queues from that slot on are to keep what they have behind it.
+    Surveying {
+        segment: OldestSegment,
+        slot: u32,
+    },
     /// A task is under way.
     Busy,
     /// No queue keeps anything in the segment; `entries` is where the entries that say so end.
@@ -65,7 +75,14 @@ enum Done<D: Disk> {
     Page {
         segment: OldestSegment,
         after: Option<(TopicId, QueueId)>,
-        ends: Result<Vec<QueueEnd>, IndexLookUpError>,
+        ends: Result<Option<Vec<QueueEnd>>, IndexLookUpError>,
+    },
+    /// Of the queues from `slot` on, up to `next`.
+    Survey {
+        segment: OldestSegment,
+        slot: u32,
+        next: Option<u32>,
+        starts: Result<Vec<QueueStart>, IndexLookUpError>,
     },
     /// No checkpoint would come any more for the segment.
     AtRest(OldestSegment),
@@ -109,6 +126,15 @@ impl Retaining {
                     RetentionOutcome(Done::Page { segment, after, ends })
                 }))
             }
+            Stage::Surveying { segment, slot } => {
+                self.stage = Stage::Busy;
+                let (queues, next) = engine.keeping_queues(slot, segment.end);
+                let indexes = log.indexes();
+                Some(Box::pin(async move {
+                    let starts = survey(&indexes, &segment, queues).await;
+                    RetentionOutcome(Done::Survey { segment, slot, next, starts })
+                }))
+            }
             Stage::Waiting { segment, entries } if log.durable() >= entries && log.may_retire(segment.end) => {
                 assert!(log.oldest_segment() == Some(segment), "nobody else retires segments");
                 let task = log.retire_oldest();
@@ -145,7 +171,7 @@ impl Retaining {
     ) {
         match outcome.0 {
             // Nothing is appended any more.
-            Done::Page { .. } | Done::AtRest(_) if log.is_poisoned() => self.stage = Stage::Idle,
+            Done::Page { .. } | Done::Survey { .. } | Done::AtRest(_) if log.is_poisoned() => self.stage = Stage::Idle,
             Done::AtRest(segment) => {
                 if let Some(entry) = engine.restate_a_start(wall)
                     && append(engine, log, &entry).is_err()
@@ -154,7 +180,8 @@ impl Retaining {
                 }
                 self.stage = Stage::Waiting { segment, entries: log.tail() };
             }
-            Done::Page { segment, after, ends: Ok(ends) } => {
+            Done::Page { segment, ends: Ok(None), .. } => self.stage = Stage::Surveying { segment, slot: 0 },
+            Done::Page { segment, after, ends: Ok(Some(ends)) } => {
                 self.stage = match ends.last() {
                     None => Stage::Waiting { segment, entries: log.tail() },
                     Some(last) => {
@@ -169,7 +196,23 @@ impl Retaining {
                     }
                 };
             }
-            // Its index is being made, or cannot be: a damaged segment is for `check` and `--accept-loss`.
+            Done::Survey { segment, slot, next, starts: Ok(starts) } => {
+                let moved = engine.decide_starts(&starts, wall).map_or(Ok(()), |entry| append(engine, log, &entry));
+                self.stage = match (moved, next) {
+                    (Ok(()), Some(slot)) => Stage::Surveying { segment, slot },
+                    (Ok(()), None) => Stage::Waiting { segment, entries: log.tail() },
+                    (Err(_), _) => {
+                        self.not_before = now + RETENTION_RETRY.0;
+                        Stage::Surveying { segment, slot }
+                    }
+                };
+            }
+            // It goes on where it stands: while there is traffic some index is always in the making.
+            Done::Survey { segment, slot, starts: Err(_), .. } => {
+                self.not_before = now + RETENTION_RETRY.0;
+                self.stage = Stage::Surveying { segment, slot };
+            }
+            // Its index is being made.
             Done::Page { ends: Err(_), .. } => {
                 self.not_before = now + RETENTION_RETRY.0;
                 self.stage = Stage::Idle;
@@ -198,4 +241,28 @@ fn starts(ends: &[QueueEnd], excess: u64, engine: &Engine, wall: Nanos) -> Optio
         QueueStart { queue: QueueKey { topic, queue }, start: end + excess }
     };
     engine.decide_starts(&ends.iter().map(start_of).collect::<Vec<_>>(), wall)
+}
+
+/// From where on these queues keep their messages, in ascending order. Memory said what it has behind the segment; what it dropped by
+/// then is asked for here.
+async fn survey<D: Disk>(
+    indexes: &LogIndexes<D>,
+    segment: &OldestSegment,
+    queues: Vec<KeepingQueue>,
+) -> Result<Vec<QueueStart>, IndexLookUpError> {
+    let mut starts = Vec::with_capacity(queues.len());
+    for KeepingQueue { queue, held, dropped_to } in queues {
+        let QueueKey { topic, queue: id } = queue;
+        let start = match indexes.first_behind(topic, id, segment.end, dropped_to).await? {
+            FirstBehind::At(offset) => offset.min(held),
+            FirstBehind::Nothing => held,
+            FirstBehind::Unknown => {
+                let known = indexes.known_end(topic, id, segment.base).await?;
+                known.unwrap_or(QueueOffset(0)).min(held)
+            }
+        };
+        starts.push(QueueStart { queue, start });
+    }
+    starts.sort_unstable_by_key(|start| start.queue);
+    Ok(starts)
 }

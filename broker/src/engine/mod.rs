@@ -70,7 +70,7 @@ pub use index::{Asked, IndexEntry};
 pub use indexed::IndexQuestion;
 pub use produce::{BatchOffer, ProduceDecision, StoredBatch};
 pub use queue::QueueKey;
-pub use queue_starts::{QueueStart, StartsEntry, StartsError};
+pub use queue_starts::{KeepingQueue, QueueStart, StartsEntry, StartsError};
 pub use reader::{BatchPlace, Credit, Delivery, ReaderOwner};
 pub use reading::{FetchLimits, QueuePlace};
 pub use refusal::Refusal;

@@ -15,11 +15,11 @@
 //! Rows ascend by (topic, queue). A start never goes back.
 
 use peregrine_protocol::entry::{EntryDraft, EntryFlags, EntryHeader, EntryKind};
-use peregrine_protocol::ids::{DurableLevel, Nanos, QueueId, QueueOffset, TopicId};
+use peregrine_protocol::ids::{DurableLevel, LogPosition, Nanos, QueueId, QueueOffset, TopicId};
 
 use super::queue::QueueKey;
 use super::{Applied, ApplyErrorReason, Engine, Phase};
-use crate::limits::QUEUE_STARTS_ROWS;
+use crate::limits::{QUEUE_SLOTS_LOOKED_AT, QUEUE_STARTS_ROWS, QUEUES_SURVEYED};
 
 const VERSION: u32 = 1;
 const HEAD: usize = 8;
@@ -30,6 +30,16 @@ const ROW: usize = 24;
 pub struct QueueStart {
     pub queue: QueueKey,
     pub start: QueueOffset,
+}
+
+/// What memory has of a queue behind a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepingQueue {
+    pub queue: QueueKey,
+    /// The first of its messages that memory knows to stand there; its visible end where there is none.
+    pub held: QueueOffset,
+    /// What memory dropped of the queue, which the indexes of sealed segments know, stands below.
+    pub dropped_to: LogPosition,
 }
 
 /// An entry that moves starts: append `draft` with `payload` and apply it in the same turn, or drop it.
@@ -52,8 +62,8 @@ pub enum StartsError {
 }
 
 impl Engine {
-    /// Decides to move the starts of queues, [`QUEUE_STARTS_ROWS`] at most, in ascending order. Those that are there already, or
-    /// whose topic is gone, are passed over; none where all are. What no reader sees yet stays.
+    /// Decides to move the starts of queues, [`QUEUE_STARTS_ROWS`] at most, in ascending order. What no reader sees yet stays;
+    /// queues that are there already, or whose topic is gone, are passed over; none where all are.
     pub fn decide_starts(&self, wanted: &[QueueStart], now: Nanos) -> Option<StartsEntry> {
         assert!(
             wanted.len() <= QUEUE_STARTS_ROWS && self.phase == Phase::Running,
@@ -87,6 +97,23 @@ impl Engine {
             ..EntryDraft::without_records(EntryKind::QueueStarts, &payload, self.store_time_at(now))
         };
         Some(StartsEntry { draft, payload })
+    }
+
+    /// Queues that keep anything, from the slot of that number on, and what memory has of each behind `position`: [`QUEUES_SURVEYED`]
+    /// at most. And where to go on; `None` behind the last.
+    pub fn keeping_queues(&self, from: u32, position: LogPosition) -> (Vec<KeepingQueue>, Option<u32>) {
+        let (mut keeping, mut next) = (Vec::new(), from);
+        let to = self.queues.slots().min(from.saturating_add(QUEUE_SLOTS_LOOKED_AT));
+        while next < to && keeping.len() < QUEUES_SURVEYED {
+            let queue = self.queues.in_slot(next).map(|(_, queue)| queue);
+            keeping.extend(queue.filter(|queue| queue.start < queue.visible).map(|queue| KeepingQueue {
+                queue: queue.key,
+                held: queue.index.first_behind(position).map_or(queue.visible, |entry| entry.offset),
+                dropped_to: queue.index.dropped_to().min(self.indexed_to),
+            }));
+            next += 1;
+        }
+        (keeping, Some(next).filter(|next| *next < self.queues.slots()))
     }
 
     pub(super) fn apply_queue_starts(

@@ -229,7 +229,7 @@ impl<F: DiskFile> Window<F> {
     }
 
     /// The first position from `position` on where an entry could start, by its first four bytes.
-    async fn next_magic(&mut self, position: LogPosition, limit: LogPosition) -> Option<LogPosition> {
+    pub async fn next_magic(&mut self, position: LogPosition, limit: LogPosition) -> Option<LogPosition> {
         const STRIDE: usize = 64 << 10;
         let magic = ENTRY_MAGIC.to_le_bytes();
         let mut at = position;

@@ -170,7 +170,7 @@ async fn carry_out(executor: &Rc<Executor>, shard: &Rc<Shard>, look_up: LookUp) 
                 shard.core.borrow_mut().engine.answered(&question, found.as_ref());
                 true
             }
-            // Who waits for it has no other way on; a damaged segment is told by the next start.
+            // Who waits for it has no other way on. A segment that cannot be read is tried again, or in the end taken for damaged.
             Err(_) => false,
         },
     };
@@ -194,8 +194,9 @@ fn end_damaged(executor: &Rc<Executor>, shard: &Rc<Shard>, owner: PeerId, subscr
 async fn find(indexes: &ShardIndexes, question: &IndexQuestion) -> Result<Option<IndexEntry>, IndexLookUpError> {
     let QueueKey { topic, queue } = question.queue;
     let found = match question.asked {
-        Asked::Time(time) => indexes.lookup_time(topic, queue, time).await?,
-        Asked::Offset(offset) => indexes.lookup(topic, queue, offset, LogPosition(0), 1).await?.first().copied(),
+        Asked::Time(time) => indexes.lookup_time(topic, queue, time, question.below).await?,
+        // Of what is damaged nothing is known but that its time lies before that of what comes behind.
+        Asked::Offset(offset) => indexes.first_readable(topic, queue, offset).await?,
     };
     Ok(found.as_ref().map(entry))
 }

@@ -217,6 +217,10 @@ async fn look_for_one(executor: &Executor, shard: &Rc<Shard>, message: MessageLo
     let unknown = Why::Code(ErrorCode::UnknownMessage);
     let header = match window.entry_around(position).await {
         Ok(Some(Entry::Full(header))) if indexes.given_up_to(header.position).is_none() => header,
+        // Entries follow each other in a segment, but for what was given up: where none is, damage took it.
+        Ok(None) if is_in_log(&window, position) && indexes.given_up_to(position).is_none() => {
+            return Err(SearchError::Damaged(position).into());
+        }
         Ok(_) => return Err(unknown),
         Err(error) => return Err(why_gone(shard, error)),
     };
@@ -330,6 +334,10 @@ fn why_gone(shard: &Shard, error: SearchError) -> Why {
         }
         _ => Why::Search(error),
     }
+}
+
+fn is_in_log(window: &SearchWindow<Searched>, position: LogPosition) -> bool {
+    window.log().stretch(position).is_some_and(|stretch| stretch.contains(&position))
 }
 
 fn is_retired(shard: &Shard, position: LogPosition) -> bool {

@@ -100,7 +100,7 @@ impl Simulation {
 
 /// The segment that holds a position of a log from which starts have unlinked what is no part of it: the highest base at or
 /// below, and of several the highest epoch.
-fn segment_of(names: &[String], position: LogPosition) -> Option<(&str, LogPosition)> {
+pub(super) fn segment_of(names: &[String], position: LogPosition) -> Option<(&str, LogPosition)> {
     let parsed = names.iter().filter_map(|name| {
         let (base, epoch) = base_and_epoch(name)?;
         Some((base, epoch, name.as_str()))

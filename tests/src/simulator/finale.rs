@@ -52,6 +52,9 @@ impl Simulation {
             let from = if reads_all { "the whole log" } else { "the newest checkpoint" };
             promise!(produced == recovered, "a restart from {from}, without work, changed the engine's state");
         }
+        if self.random.coin() {
+            self.damage_what_no_start_reads()?;
+        }
         if self.configuration.gives_up() || !self.random.one_in(3) {
             return Ok(());
         }

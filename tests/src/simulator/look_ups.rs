@@ -3,7 +3,7 @@
 use peregrine_broker::engine::{Asked, Delivery, Engine, IndexEntry, IndexQuestion, ReaderOwner, Slice};
 use peregrine_broker::log::disk::simulated::{Machine, Random, SimulatedDisk, Tasks};
 use peregrine_broker::log::index::{IndexLookUpError, IndexedBatch, LogIndexes};
-use peregrine_protocol::ids::{LogPosition, SubscriptionId};
+use peregrine_protocol::ids::SubscriptionId;
 
 use super::violation::Violation;
 
@@ -132,8 +132,8 @@ async fn find(
 ) -> Result<Option<IndexEntry>, IndexLookUpError> {
     let (topic, queue) = (question.queue.topic, question.queue.queue);
     let found = match question.asked {
-        Asked::Time(time) => indexes.lookup_time(topic, queue, time).await?,
-        Asked::Offset(offset) => indexes.lookup(topic, queue, offset, LogPosition(0), 1).await?.first().copied(),
+        Asked::Time(time) => indexes.lookup_time(topic, queue, time, question.below).await?,
+        Asked::Offset(offset) => indexes.first_readable(topic, queue, offset).await?,
     };
     Ok(found.as_ref().map(entry))
 }

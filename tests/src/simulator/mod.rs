@@ -28,6 +28,7 @@ mod mending;
 mod process;
 mod producer;
 mod reader;
+mod sealed_damage;
 mod simulation;
 mod starts;
 mod statistics;

@@ -88,6 +88,8 @@ statistics! {
     looked_up: "look-ups in indexes",
     refused: "appends refused",
     damaged: "entries damaged",
+    damaged_at_rest: "entries damaged below a checkpoint",
+    damaged_given_up: "damaged segments given up",
     /// Tampered with, replaced or removed, and the start refused.
     rings_refused: "bad rings refused",
     rings_given_up: "rings given up",

@@ -106,7 +106,7 @@ impl Simulation {
             self.statistics.scrubbed += process.shards[shard].take_scrubbed();
             let (damaged, bad_indexes) = process.shards[shard].found_by_scrub();
             promise!(
-                damaged == 0 || self.statistics.damaged > 0,
+                damaged == 0 || self.statistics.damaged + self.statistics.damaged_at_rest > 0,
                 "the scrub of shard {shard} finds damage that nobody did"
             );
             // An index that the device does not give back is as bad as one that it changed.

@@ -211,6 +211,27 @@ impl QueueIndex {
         std::iter::from_fn(move || self.next(&mut cursor))
     }
 
+    /// The first batch held that stands at `position` or behind.
+    pub fn first_behind(&self, position: LogPosition) -> Option<IndexEntry> {
+        let after = self.chunks.partition_point(|chunk| chunk.first_position <= position.0);
+        let mut cursor = self.at_chunk(after.saturating_sub(1));
+        loop {
+            let entry = self.next(&mut cursor)?;
+            if entry.position >= position {
+                return Some(entry);
+            }
+        }
+    }
+
+    /// All batches dropped stand below.
+    pub fn dropped_to(&self) -> LogPosition {
+        match self.chunks.front() {
+            _ if self.dropped.end == 0 => LogPosition(0),
+            Some(first) => LogPosition(first.first_position),
+            None => LogPosition(self.last_position) + 1,
+        }
+    }
+
     /// Position of the last batch that was ever added; 0 before the first.
     pub fn last_position(&self) -> LogPosition {
         LogPosition(self.last_position)

@@ -7,6 +7,7 @@ use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::{MemberId, QueueOffset};
 
 use super::*;
+use crate::limits::QUEUES_SURVEYED;
 
 const QUEUE: QueueKey = QueueKey { topic: TOPIC, queue: QueueId(0) };
 const CREDIT: Credit = Credit { messages: 1, bytes: 1 };
@@ -153,4 +154,48 @@ fn a_member_is_not_waited_for_whose_messages_are_kept_no_more() {
     }
     let ended = bench.engine.next_delivery();
     assert!(matches!(ended, Some(Delivery::Ended { owner: ReaderOwner(1), .. })), "{ended:?}");
+}
+
+/// What a queue keeps behind a damaged segment is the least of what memory and indexes know: neither alone has all of it.
+#[test]
+fn what_memory_has_behind_a_position_is_known_and_what_it_dropped_stands_below_another() {
+    let mut bench = Bench::new(1);
+    let positions: Vec<_> = (0..200).map(|_| bench.store(0, 1, Memory).position).collect();
+    bench.harden();
+    let known = |bench: &Bench| {
+        let (queues, next) = bench.engine.keeping_queues(0, positions[100]);
+        assert_eq!((queues.len(), next), (1, None));
+        (queues[0].held.0, queues[0].dropped_to)
+    };
+    assert_eq!(known(&bench), (100, LogPosition(0)));
+    bench.engine.indexed(positions[150]);
+    while bench.engine.drop_indexed(&mut Slice::new(3)) {}
+    assert_eq!(known(&bench), (128, positions[128]), "two chunks of 64 are gone");
+    bench.engine.indexed(bench.end);
+    while bench.engine.drop_indexed(&mut Slice::new(3)) {}
+    assert_eq!(known(&bench), (200, positions[199] + 1));
+    let last = bench.store(0, 1, Memory).position;
+    assert_eq!(known(&bench), (200, last), "what no reader sees yet is held");
+    bench.publish();
+    assert!(bench.keep_from(201));
+    assert_eq!(bench.engine.keeping_queues(0, positions[100]), (Vec::new(), None), "it keeps nothing");
+}
+
+#[test]
+fn queues_are_surveyed_a_few_at_a_time_and_each_once() {
+    let count = 3 * QUEUES_SURVEYED as u32 + 1;
+    let mut bench = Bench::new(count);
+    for queue in 0..count {
+        bench.store(queue, 1, Memory);
+    }
+    bench.publish();
+    let (mut from, mut seen) = (Some(0), Vec::new());
+    while let Some(slot) = from {
+        let (queues, next) = bench.engine.keeping_queues(slot, LogPosition(0));
+        assert!(queues.len() <= QUEUES_SURVEYED);
+        seen.extend(queues.iter().map(|queue| queue.queue.queue.0));
+        from = next;
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (0..count).collect::<Vec<_>>());
 }

@@ -10,12 +10,15 @@
 //! (64 KiB), a write (64 KiB), the first rows of one tree's leaves and 4 bytes for each 64 KiB of the segment: below 2 MiB for the
 //! largest. A crash, a drop and an error leave a file that the next start unlinks; an error unlinks it here, if that can be done.
 
+mod around;
+
 use peregrine_protocol::checksum::Crc32;
 use peregrine_protocol::entry::{Codec, Entry, EntryError, EntryHeader, EntryKind};
 use peregrine_protocol::ids::{Epoch, LogPosition, Nanos};
 use peregrine_protocol::limits::{RECORD_HEADER_LEN, SECTION_HEADER_LEN};
 use peregrine_protocol::record::{RecordOutline, SectionNumber, SectionOutline};
 
+use super::damage::PassedOver;
 use super::format::{BlockSeal, Header, IndexCounts, Tree};
 use super::pace::{self, Pace, Stop};
 use super::row::{BatchRow, KeyRow, Row};
@@ -29,6 +32,9 @@ use crate::log::files;
 use crate::log::options::LogOptions;
 use crate::log::segment::Identity;
 use crate::log::window::{BadEntry, Expected, Window};
+
+/// What is wrong with a batch that contradicts those before it.
+const NO_ORDER: &str = "its offsets do not follow those before it in its queue";
 
 /// What an index was made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +77,19 @@ pub async fn build_index<D: Disk>(
     build_bounded(disk, options, segment, Bounds::default(), stop).await
 }
 
+/// The same of a segment of which [`build_index`] said that it is damaged: makes the index around what is, which it logs and of which
+/// look-ups tell. `takes_unread`: what the device cannot read is damaged too.
+pub(super) async fn build_index_over_damage<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    segment: &SealedSegment,
+    takes_unread: bool,
+    stop: Stop,
+) -> Result<IndexReport, IndexError> {
+    let passed = PassedOver::new(options.shard, segment.name, takes_unread);
+    build(disk, options, segment, Bounds::default(), Some(passed), stop).await
+}
+
 pub(super) async fn build_bounded<D: Disk>(
     disk: &D,
     options: &LogOptions,
@@ -78,15 +97,27 @@ pub(super) async fn build_bounded<D: Disk>(
     bounds: Bounds,
     stop: Stop,
 ) -> Result<IndexReport, IndexError> {
+    build(disk, options, segment, bounds, None, stop).await
+}
+
+async fn build<D: Disk>(
+    disk: &D,
+    options: &LogOptions,
+    segment: &SealedSegment,
+    bounds: Bounds,
+    passed: Option<PassedOver>,
+    stop: Stop,
+) -> Result<IndexReport, IndexError> {
     let (temporary, name) = (files::temporary_index_name(segment.name), files::index_name(segment.name));
-    let window = open_segment(disk, options, segment).await?.reading(bounds.read);
+    let window = open_segment(disk, options, segment, passed.is_some()).await?.reading(bounds.read);
     // Left by an attempt that failed.
     let _ = disk.remove(&temporary).await;
     let named = async {
         let file = disk.create(&temporary, BLOCK as u64).await.map_err(io_error("make", &temporary))?;
         let out = BlockWriter::new(disk.clone(), file, BlockSeal::new(options, segment));
-        let (bytes, counts) =
-            Builder::new(Pace::new(disk.clone(), stop), segment, window, out, bounds).build(options).await?;
+        let mut builder = Builder::new(Pace::new(disk.clone(), stop), segment, window, out, bounds);
+        builder.passed = passed;
+        let (bytes, counts) = builder.build(options).await?;
         disk.rename(&temporary, &name).await.map_err(io_error("name", &name))?;
         Ok((bytes, counts))
     };
@@ -103,16 +134,23 @@ pub(super) async fn build_bounded<D: Disk>(
     }
 }
 
-/// Opens the segment and looks at its identity.
+/// Opens the segment and looks at its identity, unless it is known to be damaged: every entry names its place and its log.
 async fn open_segment<D: Disk>(
     disk: &D,
     options: &LogOptions,
     segment: &SealedSegment,
+    is_damaged: bool,
 ) -> Result<Window<D::File>, IndexError> {
     let SealedSegment { name, run, end, .. } = *segment;
     let file_name = name.to_string();
     let file = disk.open(&file_name, Access::Read).await.map_err(io_error("open", &file_name))?;
-    let block = file.read_at(0, BLOCK).await.map_err(io_error("read the identity of", &file_name))?;
+    if is_damaged {
+        return Ok(Window::new(file, name.base, options.seal()));
+    }
+    let block = file.read_at(0, BLOCK).await.map_err(|error| {
+        let reason = BadEntry::Unreadable(format!("its identity block: {error}"));
+        IndexError::Entry { segment: name, position: name.base, reason }
+    })?;
     let identity = Identity::decode(&block).and_then(|identity| {
         identity.check(name, file.size(), &options.directory, options.shard)?;
         Ok(identity)
@@ -138,6 +176,8 @@ struct Builder<'a, D: Disk> {
     first_time: Option<Nanos>,
     last_time: Nanos,
     counts: IndexCounts,
+    /// Where damage does not end it.
+    passed: Option<PassedOver>,
     /// A planted fault.
     forgets: bool,
 }
@@ -162,6 +202,7 @@ impl<'a, D: Disk> Builder<'a, D> {
             first_time: None,
             last_time: Nanos::ZERO,
             counts: IndexCounts::default(),
+            passed: None,
             forgets: false,
         }
     }
@@ -184,6 +225,7 @@ impl<'a, D: Disk> Builder<'a, D> {
             entry_table,
             contents,
             counts: self.counts,
+            damaged: self.passed.map(PassedOver::into_stretches).unwrap_or_default(),
         };
         let bytes = self.out.finish(&header, options, self.segment).await.map_err(io_error("write", &name))?;
         Ok((bytes, self.counts))
@@ -201,7 +243,13 @@ impl<'a, D: Disk> Builder<'a, D> {
             }
             let expected = Expected { position, epoch_min, epoch_max: name.epoch, limit: end };
             self.pace.spend(pace::ENTRY).await;
-            let entry = self.window.header(&expected).await.map_err(|reason| self.bad(position, reason))?;
+            let entry = match self.window.header(&expected).await {
+                Ok(entry) => entry,
+                Err(reason) => {
+                    position = self.pass_over(&expected, reason).await?;
+                    continue;
+                }
+            };
             if let Entry::Full(header) = entry {
                 self.take(&header).await?;
             }
@@ -224,14 +272,22 @@ impl<'a, D: Disk> Builder<'a, D> {
 
     /// Takes in an entry whose header is good.
     async fn take(&mut self, header: &EntryHeader) -> Result<(), IndexError> {
-        self.check_payload(header).await.map_err(|reason| self.bad(header.position, reason))?;
         let first_time = *self.first_time.get_or_insert(header.store_time);
         if header.store_time < self.last_time {
-            return Err(self.disorder(header.position, "its store time lies before its predecessor's"));
+            return self.pass_contradiction(header, "its store time lies before its predecessor's");
+        }
+        let is_batch = header.kind == EntryKind::Batch;
+        if is_batch && self.passed.as_mut().is_some_and(|passed| !passed.follows(header)) {
+            return self.pass_contradiction(header, NO_ORDER);
+        }
+        let checked = self.check_payload(header).await;
+        let is_sound = checked.is_ok();
+        if let Err(reason) = checked {
+            self.pass_payload(header, reason)?;
         }
         self.last_time = header.store_time;
         self.counts.entries += 1;
-        if header.kind != EntryKind::Batch {
+        if !is_batch {
             return Ok(());
         }
         self.counts.batches += 1;
@@ -252,12 +308,14 @@ impl<'a, D: Disk> Builder<'a, D> {
         if self.batches.is_full() {
             self.write_batches().await?;
         }
-        if header.flags.codec() != Codec::None || !self.take_keys(header).await? {
+        if !is_sound || header.flags.codec() != Codec::None || !self.take_keys(header).await? {
             self.counts.opaque_batches += 1;
         }
         // A long payload was read twice.
-        let readable = self.window.check_readable(header.position, header.end());
-        readable.map_err(|reason| self.bad(header.position, reason))
+        match self.window.check_readable(header.position, header.end()) {
+            Err(reason) if is_sound => self.pass_payload(header, reason),
+            _ => Ok(()),
+        }
     }
 
     async fn check_payload(&mut self, header: &EntryHeader) -> Result<(), BadEntry> {
@@ -364,9 +422,7 @@ impl<'a, D: Disk> Builder<'a, D> {
     fn tree_error(&self, error: TreeError) -> IndexError {
         match error {
             TreeError::Io(source) => io_error("write", &files::temporary_index_name(self.segment.name))(source),
-            TreeError::Disorder(place) => {
-                self.disorder(self.segment.name.base + place, "its offsets do not follow those before it in its queue")
-            }
+            TreeError::Disorder(place) => self.disorder(self.segment.name.base + place, NO_ORDER),
         }
     }
 

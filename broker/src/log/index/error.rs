@@ -4,6 +4,7 @@ use std::io;
 
 use peregrine_protocol::ids::LogPosition;
 
+use crate::log::damage::Extent;
 use crate::log::segment::{IdentityError, SegmentName};
 use crate::log::window::BadEntry;
 
@@ -25,6 +26,9 @@ pub enum IndexError {
     /// The segment does not end there, or is larger than an index can say.
     #[error("segment {segment} cannot be indexed up to position {end}")]
     End { segment: SegmentName, end: LogPosition },
+    /// What is asked for stood in what the index was made around.
+    #[error("segment {segment}: positions {extent} are damaged")]
+    Damaged { segment: SegmentName, extent: Extent },
     /// See [`Self::is_bad_index`].
     #[error("the index of segment {segment} cannot be used: {reason}")]
     Bad { segment: SegmentName, reason: BadIndex },
@@ -34,6 +38,11 @@ impl IndexError {
     /// Whether the index file is at fault: unlink it and have it made again. All that it says stands in its segment.
     pub fn is_bad_index(&self) -> bool {
         matches!(self, Self::Bad { .. })
+    }
+
+    /// Whether the segment is at fault, so that an index can be made around what is: see [`Self::may_pass`] for what may mend itself.
+    pub fn is_of_segment(&self) -> bool {
+        matches!(self, Self::Entry { .. } | Self::Segment { .. } | Self::Disorder { .. } | Self::End { .. })
     }
 
     /// Whether another attempt may do better though nobody mends the segment.

@@ -15,8 +15,12 @@
 //! header: at 0 magic "PgSIndex" u64 · 8 version u32 · 12 shard u16 · 14 zeros · 16 directory id u128 · 32 run of the segment u64
 //!         40 base u64 · 48 epoch u64 · 56 end u64 · 64 first store time u64 · 72 checksum of what was given up u32 · 76 trees u32
 //!         80 blocks u32 · 84 first block of the entries u32 · 88 of the contents u32 · 92 zeros · 96 entries u64 · 104 batches u64
-//!         112 records u64 · 120 keys u64 · 128 batches whose keys cannot be read u64 · zeros
+//!         112 records u64 · 120 keys u64 · 128 batches whose keys cannot be read u64
+//!         136 damaged stretches u32 · 140 zeros · 144 of each, in order: from u64 · length in units of 64 bytes u32 · what is
+//!         damaged u32: 1 an entry's payload, 2 anything · zeros
 //! ```
+//!
+//! The version is 1 where nothing is damaged, since nothing of that index tells it from one of version 1, and 2 else.
 //!
 //! A CRC starts from the directory's secret, the shard, what the index is of, and the number of the block: no block of another
 //! index, nor one that stood in the file's place before, passes for one of this.
@@ -24,11 +28,14 @@
 use peregrine_protocol::checksum::{Crc32, crc32};
 use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::ids::{Epoch, LogPosition, Nanos, ShardId};
+use peregrine_protocol::limits::ENTRY_ALIGN;
 
 use super::SealedSegment;
+use super::damage::{DamagedStretch, Harm};
 use super::error::BadIndex;
 use super::row::Row;
 use crate::limits;
+use crate::log::damage::Extent;
 use crate::log::disk::BLOCK;
 use crate::log::layout::{put, u16_at, u32_at, u64_at, u128_at};
 use crate::log::options::{LogOptions, RunId};
@@ -36,6 +43,8 @@ use crate::log::segment::SegmentName;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"PgSIndex");
 const VERSION: u32 = 1;
+/// Of an index that was made around damage.
+const VERSION_DAMAGED: u32 = 2;
 
 const AT_MAGIC: usize = 0;
 const AT_VERSION: usize = 8;
@@ -56,6 +65,8 @@ const AT_BATCHES: usize = 104;
 const AT_RECORDS: usize = 112;
 const AT_KEYS: usize = 120;
 const AT_OPAQUE: usize = 128;
+const AT_DAMAGED: usize = 136;
+const AT_STRETCHES: usize = 144;
 const AT_CRC: usize = BLOCK - 4;
 
 /// Bytes of a block in front of its CRC.
@@ -66,6 +77,13 @@ pub(super) const LEAF_HEAD: usize = 4;
 pub(super) const PLACE: usize = 4;
 /// Bytes of one tree in the contents.
 pub(super) const TREE: usize = 16;
+
+/// Damaged stretches that an index names.
+pub(super) const DAMAGED_MAX: usize = 240;
+const STRETCH: usize = 16;
+const _: () = assert!(AT_STRETCHES + DAMAGED_MAX * STRETCH <= AT_CRC, "they stand in the header's block");
+const HARM_PAYLOAD: u32 = 1;
+const HARM_ENTRIES: u32 = 2;
 
 /// The number of a block in an index.
 pub(super) type BlockNumber = u32;
@@ -93,6 +111,8 @@ pub(super) struct Header {
     pub entry_table: BlockNumber,
     pub contents: BlockNumber,
     pub counts: IndexCounts,
+    /// What the index was made around, in order of position.
+    pub damaged: Vec<DamagedStretch>,
 }
 
 impl Header {
@@ -100,7 +120,8 @@ impl Header {
     pub fn encode(&self, options: &LogOptions, segment: &SealedSegment, block: &mut [u8]) {
         block.fill(0);
         put(block, AT_MAGIC, MAGIC.to_le_bytes());
-        put(block, AT_VERSION, VERSION.to_le_bytes());
+        let version = if self.damaged.is_empty() { VERSION } else { VERSION_DAMAGED };
+        put(block, AT_VERSION, version.to_le_bytes());
         put(block, AT_SHARD, options.shard.0.to_le_bytes());
         put(block, AT_DIRECTORY, options.directory.id.0.to_le_bytes());
         put(block, AT_RUN, segment.run.0.to_le_bytes());
@@ -118,6 +139,18 @@ impl Header {
         put(block, AT_RECORDS, self.counts.records.to_le_bytes());
         put(block, AT_KEYS, self.counts.keys.to_le_bytes());
         put(block, AT_OPAQUE, self.counts.opaque_batches.to_le_bytes());
+        put(block, AT_DAMAGED, (self.damaged.len() as u32).to_le_bytes());
+        for (place, stretch) in self.damaged.iter().enumerate() {
+            let at = AT_STRETCHES + place * STRETCH;
+            let units = (stretch.extent.to - stretch.extent.from) / ENTRY_ALIGN;
+            let harm = match stretch.harm {
+                Harm::Payload => HARM_PAYLOAD,
+                Harm::Entries => HARM_ENTRIES,
+            };
+            put(block, at, stretch.extent.from.0.to_le_bytes());
+            put(block, at + 8, (units as u32).to_le_bytes());
+            put(block, at + 12, harm.to_le_bytes());
+        }
     }
 
     /// The header of the index of that segment, in a file of `size` bytes.
@@ -128,8 +161,9 @@ impl Header {
         if u64_at(block, AT_MAGIC) != MAGIC {
             return Err(BadIndex::Magic);
         }
-        if u32_at(block, AT_VERSION) != VERSION {
-            return Err(BadIndex::Version(u32_at(block, AT_VERSION)));
+        let version = u32_at(block, AT_VERSION);
+        if ![VERSION, VERSION_DAMAGED].contains(&version) {
+            return Err(BadIndex::Version(version));
         }
         let (directory, shard) = (DirectoryId(u128_at(block, AT_DIRECTORY)), ShardId(u16_at(block, AT_SHARD)));
         if (directory, shard) != (options.directory.id, options.shard) {
@@ -155,7 +189,11 @@ impl Header {
                 keys: u64_at(block, AT_KEYS),
                 opaque_batches: u64_at(block, AT_OPAQUE),
             },
+            damaged: decode_damaged(block, segment).ok_or(BadIndex::Contents(0))?,
         };
+        if header.damaged.is_empty() != (version == VERSION) {
+            return Err(BadIndex::Contents(0));
+        }
         if size != u64::from(header.blocks) * BLOCK as u64 {
             return Err(BadIndex::Length(size));
         }
@@ -165,6 +203,27 @@ impl Header {
             && u64::from(header.contents) + contents_blocks == u64::from(header.blocks);
         if parts { Ok(header) } else { Err(BadIndex::Contents(0)) }
     }
+}
+
+/// `None` where no such stretches can stand there.
+fn decode_damaged(block: &[u8], segment: &SealedSegment) -> Option<Vec<DamagedStretch>> {
+    let count = u32_at(block, AT_DAMAGED) as usize;
+    if count > DAMAGED_MAX {
+        return None;
+    }
+    let stretch = |at: usize| {
+        let from = LogPosition(u64_at(block, at));
+        let to = LogPosition(from.0.checked_add(u64::from(u32_at(block, at + 8)) * ENTRY_ALIGN)?);
+        let harm = match u32_at(block, at + 12) {
+            HARM_PAYLOAD => Harm::Payload,
+            HARM_ENTRIES => Harm::Entries,
+            _ => return None,
+        };
+        let is_within = segment.name.base <= from && from < to && to <= segment.end;
+        is_within.then_some(DamagedStretch { extent: Extent { from, to }, harm })
+    };
+    let stretches: Option<Vec<_>> = (0..count).map(|place| stretch(AT_STRETCHES + place * STRETCH)).collect();
+    stretches.filter(|all| all.is_sorted_by(|a, b| a.extent.to <= b.extent.from))
 }
 
 /// Tells what was given up from what another start gave up.

@@ -6,6 +6,7 @@
 //! | `format` | the file, block by block; what ties it to its segment |
 //! | `row` | batches and keys as they stand in its trees |
 //! | `builder` | [`build_index`]: one pass over the segment; `sorter`, `writer` and `pace` are its parts |
+//! | `damage` | what an index is made around where its segment is damaged |
 //! | `compare` | whether an index says what its segment says |
 //! | `reader` | [`SegmentIndex`]: the look-ups |
 //! | `set` | [`LogIndexes`]: all of a log; which are made when, and which is asked |
@@ -20,6 +21,7 @@
 
 mod builder;
 mod compare;
+mod damage;
 mod error;
 mod format;
 mod pace;
@@ -37,7 +39,7 @@ pub use error::{BadIndex, IndexError};
 pub use format::IndexCounts;
 pub use pace::Stop;
 pub use reader::{IndexedBatch, QueueEnd, QueueSpan, SegmentIndex};
-pub use set::{IndexLookUpError, LogIndexes};
+pub use set::{FirstBehind, IndexLookUpError, LogIndexes};
 pub(super) use set::{IndexMade, IndexWork};
 
 use peregrine_protocol::ids::{LogPosition, TopicId};

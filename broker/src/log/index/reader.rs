@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, QueueOffset, TopicId};
 
+use super::damage::DamagedStretch;
 use super::error::BadIndex;
 use super::format::{BlockNumber, BlockSeal, CONTENT, Header, IndexCounts, LEAF_HEAD, PLACE, TREE, Tree};
 use super::row::{BatchRow, KeyRow, Row};
@@ -82,6 +83,11 @@ impl<D: Disk> SegmentIndex<D> {
         self.header.counts
     }
 
+    /// What of the segment is damaged, as far as that was known when this was made.
+    pub(super) fn damaged(&self) -> &[DamagedStretch] {
+        &self.header.damaged
+    }
+
     /// Store time of the segment's first entry, if it has any: no earlier one stands in it.
     pub fn first_time(&self) -> Option<Nanos> {
         (self.header.counts.entries > 0).then_some(self.header.first_time)
@@ -132,6 +138,31 @@ impl<D: Disk> SegmentIndex<D> {
                 if row.queue() == queue && row.time >= time {
                     return Ok(Some(self.batch(&row)));
                 }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The last batch of a queue that was stored before `time`.
+    pub(super) async fn last_before(
+        &self,
+        topic: TopicId,
+        queue: QueueId,
+        time: Nanos,
+    ) -> Result<Option<IndexedBatch>, IndexError> {
+        let queue = (topic.0, queue.0);
+        let time = time.saturating_sub(self.header.first_time);
+        let is_before = |row: &BatchRow| (row.queue(), row.time) < (queue, time);
+        for tree in self.batches.iter().rev() {
+            let mut cursor = self.seek(tree, is_before).await?;
+            let mut last = None;
+            while let Some(row) = cursor.next().await?
+                && is_before(&row)
+            {
+                last = Some(row).filter(|row| row.queue() == queue);
+            }
+            if let Some(last) = last {
+                return Ok(Some(self.batch(&last)));
             }
         }
         Ok(None)

@@ -10,17 +10,21 @@
 //! made: it is made again, and who looks it up waits. Nothing here is anything but a cache: a crash leaves files that the next start
 //! opens or makes anew.
 
+mod look_ups;
 mod spans;
+
+pub use look_ups::FirstBehind;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, QueueOffset, TopicId};
+use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, TopicId};
 
-use super::builder::build_index;
+use super::builder::{build_index, build_index_over_damage};
+use super::damage::{DamagedStretch, first_hiding};
 use super::pace::Stop;
-use super::{IndexError, IndexedBatch, KeyHash, QueueEnd, SealedSegment, SegmentIndex};
+use super::{IndexError, QueueEnd, SealedSegment, SegmentIndex};
 use crate::limits;
 use crate::log::disk::Disk;
 use crate::log::files;
@@ -37,6 +41,9 @@ pub enum IndexLookUpError {
     #[error("{0}")]
     Damaged(Rc<IndexError>),
 }
+
+/// Above every position.
+const END: LogPosition = LogPosition(u64::MAX);
 
 /// The indexes of a log's sealed segments. A handle: copies see the same.
 pub struct LogIndexes<D: Disk>(Rc<RefCell<Set<D>>>);
@@ -60,6 +67,14 @@ struct Set<D: Disk> {
 struct Sealed<D: Disk> {
     segment: SealedSegment,
     state: State<D>,
+    /// How often it could not be read, since it was read as a whole.
+    unread: u32,
+}
+
+impl<D: Disk> Sealed<D> {
+    fn new(segment: SealedSegment) -> Self {
+        Self { segment, state: State::Unknown, unread: 0 }
+    }
 }
 
 enum State<D: Disk> {
@@ -67,7 +82,7 @@ enum State<D: Disk> {
     Unknown,
     /// There is one that is no good.
     Bad,
-    /// None can be made: the segment is damaged, which the next start says too. One that could not be read is tried again.
+    /// None could be made: the segment cannot be read, which may pass, or nothing that is known helps.
     Damaged(Rc<IndexError>),
     /// `first_time`: of the segment's first entry, if it has any.
     Made { first_time: Option<Nanos>, open: Option<Rc<SegmentIndex<D>>> },
@@ -79,6 +94,8 @@ pub(in crate::log) struct IndexWork<D: Disk> {
     options: LogOptions,
     segment: SealedSegment,
     is_bad: bool,
+    /// What cannot be read is taken for damaged: it was tried often enough.
+    takes_unread: bool,
     stop: Stop,
 }
 
@@ -97,7 +114,7 @@ impl<D: Disk> IndexWork<D> {
     }
 
     async fn open_or_make(self) -> IndexMade<D> {
-        let Self { disk, options, segment, is_bad, stop } = self;
+        let Self { disk, options, segment, is_bad, takes_unread, stop } = self;
         let made = async {
             let name = files::index_name(segment.name);
             if !is_bad {
@@ -108,7 +125,13 @@ impl<D: Disk> IndexWork<D> {
             }
             // It may not be there.
             let _ = disk.remove(&name).await;
-            build_index(&disk, &options, &segment, stop).await?;
+            match build_index(&disk, &options, &segment, stop.clone()).await {
+                Err(error) if error.is_of_segment() && (takes_unread || !error.may_pass()) => {
+                    tracing::error!(%error, "a sealed segment is damaged: its index is made around that");
+                    build_index_over_damage(&disk, &options, &segment, takes_unread, stop).await?;
+                }
+                made => drop(made?),
+            }
             SegmentIndex::open(&disk, &options, &segment).await
         };
         IndexMade { base: segment.name.base, made: made.await }
@@ -124,7 +147,7 @@ impl<D: Disk> Clone for LogIndexes<D> {
 impl<D: Disk> LogIndexes<D> {
     pub(in crate::log) fn new(disk: D, options: LogOptions, sealed: Vec<SealedSegment>) -> Self {
         debug_assert!(sealed.is_sorted_by(|a, b| a.end <= b.name.base), "segments of the log do not overlap");
-        let segments = sealed.into_iter().map(|segment| Sealed { segment, state: State::Unknown }).collect();
+        let segments = sealed.into_iter().map(Sealed::new).collect();
         let (open, making, stop, retry_at) = (VecDeque::new(), None, Stop::default(), None);
         Self(Rc::new(RefCell::new(Set {
             disk,
@@ -141,8 +164,7 @@ impl<D: Disk> LogIndexes<D> {
 
     /// A segment was sealed and is durable to its end.
     pub(in crate::log) fn extend(&self, segments: impl IntoIterator<Item = SealedSegment>) {
-        let sealed = segments.into_iter().map(|segment| Sealed { segment, state: State::Unknown });
-        self.0.borrow_mut().segments.extend(sealed);
+        self.0.borrow_mut().segments.extend(segments.into_iter().map(Sealed::new));
     }
 
     /// The oldest segment, if it is this one, is no part of the log any more.
@@ -154,15 +176,22 @@ impl<D: Disk> LogIndexes<D> {
         }
     }
 
-    /// The queues of the segment at `base` behind `after`: see [`SegmentIndex::queue_ends`].
+    /// The queues of the segment at `base` behind `after`: see [`SegmentIndex::queue_ends`]. `None` where damage may hide others.
     pub async fn queue_ends(
         &self,
         base: LogPosition,
         after: Option<(TopicId, QueueId)>,
         max: usize,
-    ) -> Result<Vec<QueueEnd>, IndexLookUpError> {
-        let ends = self.ask(base, async |index| index.queue_ends(after, max).await).await?;
-        ends.ok_or(IndexLookUpError::NotMade)
+    ) -> Result<Option<Vec<QueueEnd>>, IndexLookUpError> {
+        // One index says both: another attempt to make it may find damage that this one did not.
+        let asked = async |index: &SegmentIndex<D>| match first_hiding(index.damaged(), LogPosition(0), END) {
+            Some(_) => Ok(None),
+            None => index.queue_ends(after, max).await.map(Some),
+        };
+        match self.ask(base, asked).await {
+            Err(IndexLookUpError::Damaged(error)) if !error.may_pass() => Ok(None),
+            ends => ends?.ok_or(IndexLookUpError::NotMade),
+        }
     }
 
     /// When the first entry was stored that stands at `position` or behind, as far as indexes know.
@@ -173,6 +202,8 @@ impl<D: Disk> LogIndexes<D> {
             // One without entries says nothing.
             State::Made { first_time: None, .. } => None,
             State::Made { first_time: Some(time), .. } => Some(Some(time)),
+            // Of one that cannot be indexed nobody knows; what stands behind was stored later.
+            State::Damaged(ref error) if !error.may_pass() => None,
             State::Unknown | State::Bad | State::Damaged(_) => Some(None),
         })?
     }
@@ -192,8 +223,9 @@ impl<D: Disk> LogIndexes<D> {
         let due = set.segments.iter().find(is_due)?;
         set.making = Some(due.segment.name.base);
         let is_bad = matches!(due.state, State::Bad);
+        let takes_unread = due.unread >= limits::INDEX_ATTEMPTS;
         let (disk, options, stop) = (set.disk.clone(), set.options.clone(), set.stop.clone());
-        Some(IndexWork { disk, options, segment: due.segment.clone(), is_bad, stop })
+        Some(IndexWork { disk, options, segment: due.segment.clone(), is_bad, takes_unread, stop })
     }
 
     /// The first segment behind the one at `last` that has an index, and where it is read.
@@ -240,13 +272,21 @@ impl<D: Disk> LogIndexes<D> {
         let Some(place) = set.place_of(base) else { return };
         set.changes += 1;
         match made {
-            Ok(index) => set.keep_open(place, Rc::new(index)),
+            Ok(index) => {
+                if index.damaged().is_empty() {
+                    set.segments[place].unread = 0;
+                }
+                set.keep_open(place, Rc::new(index));
+            }
             Err(error) => {
-                tracing::warn!(%error, "the index of a segment cannot be made; it is tried again");
-                if error.may_pass() {
+                let again = error.may_pass();
+                tracing::warn!(%error, again, "the index of a segment cannot be made");
+                if again {
                     set.retry_at = Some(now + limits::INDEX_RETRY.0);
                 }
-                set.segments[place].state = match error {
+                let sealed = &mut set.segments[place];
+                sealed.unread += u32::from(error.is_of_segment() && error.may_pass());
+                sealed.state = match error {
                     IndexError::Io { .. } | IndexError::Bad { .. } => State::Unknown,
                     damaged => State::Damaged(Rc::new(damaged)),
                 };
@@ -271,107 +311,6 @@ impl<D: Disk> LogIndexes<D> {
         let set = self.0.borrow();
         let made = set.segments.iter().filter(|sealed| matches!(sealed.state, State::Made { .. })).count();
         (set.segments.len(), made)
-    }
-
-    /// The batches of a queue from the one that holds `from` on, or from the first behind it where none does: at most `max`, all of
-    /// one segment. None: no sealed segment has any. They stand behind `behind`, as far as the caller knows.
-    pub async fn lookup(
-        &self,
-        topic: TopicId,
-        queue: QueueId,
-        from: QueueOffset,
-        behind: LogPosition,
-        max: usize,
-    ) -> Result<Vec<IndexedBatch>, IndexLookUpError> {
-        let mut place = self.0.borrow().place_behind(behind);
-        if behind == LogPosition(0) {
-            place = self.seek(topic, queue, from).await?;
-        }
-        while let Some(base) = self.base_at(place) {
-            let found = self.ask(base, async |index| index.lookup(topic, queue, from, max).await).await?;
-            let Some(found) = found else { continue };
-            if !found.is_empty() {
-                return Ok(found);
-            }
-            place += 1;
-        }
-        Ok(Vec::new())
-    }
-
-    /// The first batch of a queue that was stored at `time` or later.
-    pub async fn lookup_time(
-        &self,
-        topic: TopicId,
-        queue: QueueId,
-        time: Nanos,
-    ) -> Result<Option<IndexedBatch>, IndexLookUpError> {
-        let mut place = self.0.borrow().place_at(time);
-        while let Some(base) = self.base_at(place) {
-            let found = self.ask(base, async |index| index.lookup_time(topic, queue, time).await).await?;
-            let Some(found) = found else { continue };
-            if found.is_some() {
-                return Ok(found);
-            }
-            place += 1;
-        }
-        Ok(None)
-    }
-
-    /// Where records stand whose key has that hash, from `from` on, in one segment: at most `max` of them. And where to go on:
-    /// `None` behind the last segment.
-    pub async fn lookup_key(
-        &self,
-        hash: KeyHash,
-        from: LogPosition,
-        max: usize,
-    ) -> Result<(Vec<LogPosition>, Option<LogPosition>), IndexLookUpError> {
-        let Some(base) = self.base_at(self.0.borrow().place_behind(from)) else { return Ok((Vec::new(), None)) };
-        let found = self.ask(base, async |index| index.lookup_key(hash, from, max).await).await?;
-        let Some(found) = found else { return Ok((Vec::new(), self.base_at(0))) };
-        let go_on = match found.last() {
-            Some(&last) if found.len() == max.min(limits::INDEX_FOUND_MAX) => Some(last + 1),
-            _ => self.0.borrow().end_of(base),
-        };
-        Ok((found, go_on))
-    }
-
-    /// Where to begin to go from entry to entry for the one that holds `position`; `None` where no sealed segment has it.
-    pub async fn entry_at(&self, position: LogPosition) -> Result<Option<LogPosition>, IndexLookUpError> {
-        let Some(base) = self.base_at(self.0.borrow().place_behind(position)) else { return Ok(None) };
-        if position < base {
-            return Ok(None);
-        }
-        self.ask(base, async |index| index.entry_at(position).await).await
-    }
-
-    /// The place of the last segment whose first batch of the queue begins at or below `from`; 0 where there is none.
-    async fn seek(&self, topic: TopicId, queue: QueueId, from: QueueOffset) -> Result<usize, IndexLookUpError> {
-        let (mut low, mut high) = {
-            let set = self.0.borrow();
-            (set.retired, set.retired + set.segments.len())
-        };
-        while high - low > 1 {
-            let middle = low.midpoint(high);
-            let mut probe = middle;
-            // A segment without the queue says nothing: the next one that has it does.
-            let first = loop {
-                if probe == high {
-                    break None;
-                }
-                let Some(base) = self.base_at(probe) else { break None };
-                let first = self.ask(base, async |index| index.lookup(topic, queue, QueueOffset(0), 1).await).await?;
-                let Some(first) = first else { continue };
-                if let Some(first) = first.first() {
-                    break Some(first.offset);
-                }
-                probe += 1;
-            };
-            match first {
-                Some(first) if first <= from => low = probe,
-                _ => high = middle,
-            }
-        }
-        Ok(low)
     }
 
     /// The segment in that place; the oldest where that one retired.
@@ -404,6 +343,22 @@ impl<D: Disk> LogIndexes<D> {
                 IndexLookUpError::NotMade
             }
         })
+    }
+
+    /// The same, with what the index was made around. A segment of which none can be made is damaged as a whole: nothing is known of it.
+    async fn ask_around<T: Default>(
+        &self,
+        base: LogPosition,
+        question: impl AsyncFn(&SegmentIndex<D>) -> Result<T, IndexError>,
+    ) -> Result<Option<(T, Vec<DamagedStretch>)>, IndexLookUpError> {
+        let asked = async |index: &SegmentIndex<D>| Ok((question(index).await?, index.damaged().to_vec()));
+        match self.ask(base, asked).await {
+            Err(IndexLookUpError::Damaged(error)) if !error.may_pass() => {
+                let end = self.0.borrow().place_of(base).map(|place| self.0.borrow().segments[place].segment.end);
+                Ok(end.map(|end| (T::default(), vec![DamagedStretch::of_entries(base, end)])))
+            }
+            answer => answer,
+        }
     }
 
     /// The index of the segment at `base`, open. `None` as an error: it is not made.

@@ -157,7 +157,7 @@ fn look_ups_by_offset_and_time_find_their_segment() {
     for header in process.seen.headers.iter().filter(|header| header.kind == EntryKind::Batch).step_by(97) {
         let at = indexes.lookup(TopicId(1), QueueId(0), header.base_offset, LogPosition(0), 1);
         assert_eq!(bench.machine.block_on(at).unwrap()[0].position, header.position);
-        let at = indexes.lookup_time(TopicId(1), QueueId(0), header.store_time);
+        let at = indexes.lookup_time(TopicId(1), QueueId(0), header.store_time, QueueOffset(2500));
         let found = bench.machine.block_on(at).unwrap().unwrap();
         assert!(found.store_time == header.store_time && found.offset <= header.base_offset);
         let before = bench.machine.block_on(indexes.entry_at(header.position)).unwrap().unwrap();

@@ -4,6 +4,7 @@
 mod bench;
 mod checkpoint;
 mod damage;
+mod damaged_segments;
 pub(super) mod device;
 mod full;
 mod indexing;

@@ -112,7 +112,8 @@ fn a_block_that_the_device_cannot_read_is_named() {
     let bench = Bench::of(&draft);
     let name = bench.segment.name().to_string();
     bench.machine.set_readable(0, &name, 0, false);
-    assert!(matches!(bench.build(Bounds::default()), Err(IndexError::Io { .. })));
+    let (position, reason) = bad_entry(&bench);
+    assert!(position == BASE && matches!(reason, BadEntry::Unreadable(_)), "its identity: {reason}");
     bench.machine.set_readable(0, &name, 0, true);
     bench.machine.set_readable(0, &name, 3, false);
     let within = BASE + 2 * BLOCK as u64;

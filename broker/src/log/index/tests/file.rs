@@ -229,9 +229,9 @@ fn what_is_no_index_or_of_a_later_version_is_none() {
     bench.replace_index(&vec![0; file.len()]);
     assert_eq!(refused(&bench), BadIndex::Magic);
     let mut later = file;
-    later[8] = 2;
+    later[8] = 3;
     bench.replace_index(&later);
-    assert_eq!(refused(&bench), BadIndex::Version(2));
+    assert_eq!(refused(&bench), BadIndex::Version(3));
 }
 
 /// The format as it was first written.
