@@ -97,15 +97,7 @@ impl<'a, D: Disk> Scan<'a, D> {
     /// must be good. Without, it is where the good prefix expects its next entry.
     pub async fn read_segments(&mut self, ring_cut: Option<LogPosition>) -> Result<LogPosition, StartError> {
         let mut expected = LogPosition(0);
-        let mut holes = self
-            .chain
-            .holes
-            .iter()
-            .filter(|hole| hole.to > self.from)
-            .copied()
-            .collect::<Vec<_>>()
-            .into_iter()
-            .peekable();
+        let mut holes = self.holes().into_iter().peekable();
         for (n, link) in self.chain.links.iter().enumerate() {
             if let Some(cut) = ring_cut
                 && link.base >= cut
@@ -136,6 +128,22 @@ impl<'a, D: Disk> Scan<'a, D> {
             self.lose(Extent { from: expected, to: due }, "no segment holds these positions");
         }
         Ok(ring_cut.unwrap_or(expected))
+    }
+
+    /// What no segment holds and should, in order. What a checkpoint says of it does not bring its messages back.
+    fn holes(&self) -> Vec<Extent> {
+        let mut holes = Vec::new();
+        for &hole in &self.chain.holes {
+            // In front of all segments is what was retired, as far as a checkpoint knows it: but for files that are none.
+            if hole.from > LogPosition(0) || hole.to > self.from {
+                holes.push(hole);
+                continue;
+            }
+            let bad = self.survey.bad.iter().filter(|bad| bad.name.base < hole.to);
+            holes.extend(bad.map(|bad| Extent { from: bad.name.base, to: bad.end.min(hole.to) }));
+        }
+        holes.sort_unstable();
+        holes
     }
 
     /// Reads what stands only in the ring. The messages among it.

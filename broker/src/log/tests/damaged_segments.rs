@@ -4,6 +4,7 @@ use peregrine_protocol::ids::DurableLevel::Synced;
 use peregrine_protocol::ids::{LogPosition, Nanos, QueueId, QueueOffset, TopicId};
 
 use super::bench::{Bench, Process};
+use super::damage::damage as damage_of;
 use crate::limits::{INDEX_ATTEMPTS, INDEX_RETRY};
 use crate::log::disk::{BLOCK, Disk};
 use crate::log::index::{FirstBehind, IndexError, IndexLookUpError, IndexedBatch};
@@ -237,4 +238,39 @@ fn an_identity_that_stays_unreadable_keeps_nothing_from_its_readers() {
     settle(&mut process);
     assert_eq!(lookup(&process, 0, LogPosition(0)).unwrap()[0].offset, QueueOffset(0));
     assert!(knows_ends(&process, LogPosition(0)));
+}
+
+/// A start went on from its checkpoint and never looked: who read on came out behind it, and nobody said so.
+#[test]
+fn a_segment_that_is_gone_below_the_checkpoint_is_damage() {
+    for is_there in [false, true] {
+        for number in if is_there { 0..2 } else { 1..2 } {
+            let bench = Bench::new();
+            let [first, second] = stored(&bench);
+            let (lost, kept) = if number == 0 { (&first, &second) } else { (&second, &first) };
+            let name = name_of(lost[0].position);
+            if is_there {
+                bench.flip_at(&name, 70);
+            } else {
+                bench.machine.block_on(bench.machine.disk(0).remove(&name)).unwrap();
+            }
+            let found = damage_of(&bench);
+            assert_eq!((found.files.len(), found.extents.len()), if is_there { (1, 0) } else { (0, 1) }, "{found}");
+
+            let process = bench.try_start_with(|options| options.accept_loss = true).unwrap_or_else(|e| panic!("{e}"));
+            let accepted: Vec<_> = process.report.accepted.iter().map(|damaged| damaged.extent).collect();
+            assert_eq!(accepted.len(), 1);
+            assert!(lost.iter().all(|batch| accepted[0].contains(batch.position)), "{accepted:?}");
+            assert!(!kept.iter().any(|batch| accepted[0].contains(batch.position)), "{accepted:?}");
+            process.close().unwrap();
+            for _ in 0..2 {
+                let mut process = bench.start();
+                assert_eq!((process.report.accepted.len(), &process.report.given_up), (0, &accepted));
+                settle(&mut process);
+                let behind = lookup(&process, lost[0].offset.0, LogPosition(0)).unwrap()[0].offset;
+                assert_eq!(behind, lost.last().unwrap().end(), "what was accepted is passed over");
+                process.close().unwrap();
+            }
+        }
+    }
 }
