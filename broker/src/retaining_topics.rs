@@ -213,7 +213,7 @@ impl RetainingTopics {
         let indexes = log.indexes();
         Box::pin(async move {
             let Asked::Time(time) = question.asked else { unreachable!("times are asked for") };
-            let found = indexes.lookup_time(question.queue.topic, question.queue.queue, time).await;
+            let found = indexes.lookup_time(question.queue.topic, question.queue.queue, time, question.below).await;
             IndexAnswer { question, found }
         })
     }
