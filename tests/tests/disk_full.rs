@@ -3,18 +3,18 @@
 //!
 //! ```text
 //!   load      the rest of the disk is taken    what must go on goes on    space comes back
-//! ├─────────┼────────────────────────────────┼──────────────────────────┼──────────────────┤   five times, then kill -9
+//! ├─────────┼────────────────────────────────┼──────────────────────────┼──────────────────┤   again and again, then kill -9
 //! ```
 //!
-//! In three cycles the space comes back because the filler is removed, in two because retention gives segments up. Needs root and a loop
-//! device, and says so where it has none.
+//! Space comes back because whoever took it gives it back (three cycles), or because retention gives segments up (two). Needs root and a
+//! loop device, and says so where it has none.
 
 // A test that unwraps fails where it should.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,9 +26,9 @@ use peregrine_protocol::message::{CreateTopic, DeleteTopic, Request, TopicRetent
 use peregrine_tests::broker::{Broker, Settings};
 use peregrine_tests::connection::{Connection, Reply, Sent};
 use peregrine_tests::mount::Mount;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-const CYCLES: usize = 5;
 const SHARDS: u16 = 2;
 const TOPIC: &str = "orders";
 const QUEUES: u32 = 4;
@@ -42,15 +42,18 @@ const BATCH_BYTES: usize = 64 << 10;
 const BUFFER_BYTES: u32 = 256 << 10;
 
 const IMAGE_BYTES: u64 = 160 << 20;
-/// Of a shard's segments, where retention is asked for.
-const RETENTION_BYTES: u64 = 24 << 20;
-/// What both shards' segments have when a filler comes that leaves no room but what retention makes.
-const BEYOND_RETENTION: u64 = 2 * RETENTION_BYTES + (32 << 20);
+/// Messages that are older may go, where retention is asked for.
+const RETENTION_AGE: Duration = Duration::from_secs(2);
 /// What messages leave free, and
 const KEEP_FREE: u64 = 8 << 20;
 /// what a filler leaves where retention is to make room: without checkpoints it does not.
 const LEFT_FOR_CHECKPOINTS: u64 = 6 << 20;
 const MESSAGES_PER_CYCLE: usize = 4_000;
+/// More than what is left, and what has room in the segments that take messages and those made ahead: 64 MB.
+const MESSAGES_BESIDE_FILLER: usize = 32_000;
+/// A sender's messages in a burst, and how long it rests behind one: together 8 MB a second, of which [`RETENTION_AGE`] leaves room.
+const BURST: u32 = 8;
+const REST: Duration = Duration::from_millis(4);
 /// `DiskFull` is an answer and no time-out: far below the 60 s that a producer waits for its messages, above what a busy machine takes.
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// A busy machine.
@@ -127,6 +130,9 @@ impl Stage {
             };
             let message = Message::new(body(stamp, queue)).queue(queue).level(LEVELS[of]);
             producer.send_with(message, note).await.unwrap();
+            if turn % BURST == 0 {
+                sleep(REST).await;
+            }
         }
         producer.flush().await;
         assert_eq!(producer.lost(), 0);
@@ -240,15 +246,6 @@ fn shard_statistic(broker: &Broker, what: &str) -> Vec<serde_json::Value> {
     figures["shards"].as_array().unwrap().iter().map(|shard| shard.pointer(what).unwrap().clone()).collect()
 }
 
-/// Of all shards.
-fn segment_bytes(broker: &Broker) -> u64 {
-    let shards = (0..SHARDS).map(|shard| broker.data().join(format!("shard-{shard:04}")));
-    let files = shards.flat_map(|shard| fs::read_dir(shard).unwrap()).map(Result::unwrap);
-    let segments = files.filter(|file| file.file_name().to_string_lossy().starts_with('0'));
-    // One may go while it is looked at.
-    segments.filter_map(|file| file.metadata().ok()).map(|about| about.len()).sum()
-}
-
 fn refusals(broker: &Broker) -> u64 {
     shard_statistic(broker, "/log/refused_disk_full").iter().filter_map(serde_json::Value::as_u64).sum()
 }
@@ -276,127 +273,162 @@ fn assert_disk_full(broker: &Broker, topic: TopicId) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "one run of six is stuck: where the filler takes the space that the first indexes need, retention can free nothing"]
-async fn a_full_disk_loses_nothing_and_is_left_without_a_restart() {
-    let settings = Settings::default().shards(SHARDS).argument("--checkpoint-size=4MiB");
-    let settings = settings.argument("--checkpoint-age=500ms").argument(format!("--keep-free={KEEP_FREE}"));
-    let settings = settings.argument(format!("--retention-size={RETENTION_BYTES}"));
-    let mut broker = settings.prepare();
-    let (image, mounted) = (broker.home().join("image"), broker.home().join("disk"));
-    fs::create_dir(&mounted).unwrap();
-    let Some(mount) = Mount::image(&mounted, &image, IMAGE_BYTES) else { return };
-    broker.set_data(mount.path().join("data"));
-    let filler = mount.path().join("filler");
-    broker.start_again();
+/// A broker on a small disk of its own, and those who use it.
+struct Play {
+    broker: Broker,
+    client: Client,
+    stage: Stage,
+    probed: TopicId,
+    senders: Vec<JoinHandle<()>>,
+    consumers: Vec<JoinHandle<()>>,
+    filler: PathBuf,
+    /// Behind the broker, which has files on it.
+    _mount: Mount,
+}
 
-    let stage = Stage { streams: Arc::default(), stop: Arc::default() };
-    stage.streams.lock().unwrap().resize_with(QUEUES as usize, Stream::default);
-    let client = Client::connect(broker.address().to_string()).await.unwrap();
-    client.admin().create_topic(TOPIC, QUEUES).await.unwrap();
-    let probed = client.admin().create_topic("probed", SHARDS.into()).await.unwrap().0;
-    let reader = client.reader(TOPIC).from(Start::Earliest).build().await.unwrap();
-    let member = client.consumer("billing").topic(TOPIC).start(Start::Earliest).build().await.unwrap();
-    let consumers = vec![tokio::spawn(stage.clone().read(reader)), tokio::spawn(stage.clone().consume(member))];
-    let mut senders = Vec::new();
-    for (number, level) in LEVELS.into_iter().enumerate() {
+impl Play {
+    /// `None` where no disk can be had.
+    async fn begin(arguments: &[String]) -> Option<Self> {
+        let settings = Settings::default().shards(SHARDS).argument("--checkpoint-size=4MiB");
+        let settings = settings.argument("--checkpoint-age=500ms").argument(format!("--keep-free={KEEP_FREE}"));
+        let mut broker = arguments.iter().fold(settings, Settings::argument).prepare();
+        let (image, mounted) = (broker.home().join("image"), broker.home().join("disk"));
+        fs::create_dir(&mounted).unwrap();
+        let mount = Mount::image(&mounted, &image, IMAGE_BYTES)?;
+        broker.set_data(mount.path().join("data"));
+        broker.start_again();
+
+        let stage = Stage { streams: Arc::default(), stop: Arc::default() };
+        stage.streams.lock().unwrap().resize_with(QUEUES as usize, Stream::default);
         let client = Client::connect(broker.address().to_string()).await.unwrap();
-        let producer = client
-            .producer(TOPIC)
-            .level(level)
-            .batch_bytes(BATCH_BYTES)
-            .buffer_bytes(BUFFER_BYTES)
-            .build()
-            .await
-            .unwrap();
-        senders.push(tokio::spawn(stage.clone().send(producer, number)));
+        client.admin().create_topic(TOPIC, QUEUES).await.unwrap();
+        let probed = client.admin().create_topic("probed", SHARDS.into()).await.unwrap().0.id;
+        let reader = client.reader(TOPIC).from(Start::Earliest).build().await.unwrap();
+        let member = client.consumer("billing").topic(TOPIC).start(Start::Earliest).build().await.unwrap();
+        let consumers = vec![tokio::spawn(stage.clone().read(reader)), tokio::spawn(stage.clone().consume(member))];
+        let mut senders = Vec::new();
+        for (number, level) in LEVELS.into_iter().enumerate() {
+            let client = Client::connect(broker.address().to_string()).await.unwrap();
+            let producer = client.producer(TOPIC).level(level).batch_bytes(BATCH_BYTES).buffer_bytes(BUFFER_BYTES);
+            senders.push(tokio::spawn(stage.clone().send(producer.build().await.unwrap(), number)));
+        }
+        let filler = mount.path().join("filler");
+        Some(Self { broker, client, stage, probed, senders, consumers, filler, _mount: mount })
     }
 
-    for cycle in 0..CYCLES {
-        let retention_frees = cycle % 2 == 1;
-        let name = format!("topic-{cycle}");
-        client.admin().create_topic(&name, 1).await.unwrap();
-        stage.stores_more(MESSAGES_PER_CYCLE).await;
-        // Retention is slower than the producers.
-        until("there is something to give up", async || !retention_frees || segment_bytes(&broker) > BEYOND_RETENTION)
-            .await;
-        let refused = refusals(&broker);
-        let began = Instant::now();
-        let taken = Filler::take(&filler, if retention_frees { LEFT_FOR_CHECKPOINTS } else { 0 });
-        if retention_frees {
-            until("batches are refused", async || refusals(&broker) > refused).await;
-            // The filler stays: what is stored from now on is stored where something was given up.
-            stage.stores_more(MESSAGES_PER_CYCLE).await;
-        } else {
-            until("no shard stores batches", async || {
-                let before = stage.acknowledged();
-                sleep(LOOK_EVERY * 20).await;
-                stage.acknowledged() == before && shard_statistic(&broker, "/disk_full").iter().all(|it| it == true)
-            })
-            .await;
-            assert_disk_full(&broker, probed.id);
-            // Who has messages left gets them, and what is acknowledged counts; a topic can be deleted, and none be made.
-            stage.all_read().await;
-            group_has_all(&client).await;
-            let mut connection = Connection::open(broker.address(), None);
-            let reply = connection.ask(&Request::CreateTopic(CreateTopic {
-                name: "another",
-                queues: 1,
-                retention: TopicRetention::default(),
-            }));
-            assert!(matches!(reply, Reply::Error { code: Some(ErrorCode::DiskFull), .. }), "{reply:?}");
-            let deleted = connection.ask(&Request::DeleteTopic(DeleteTopic { name: &name, id: None }));
-            assert!(!matches!(deleted, Reply::Error { .. }), "{deleted:?}");
+    fn assert_all_go_on(&self) {
+        for task in self.senders.iter().chain(&self.consumers) {
+            assert!(!task.is_finished(), "a task has failed; its panic stands above");
         }
+    }
+
+    /// Everything is there, in order, once: for those who were there all the time, and for who comes after a `kill -9`.
+    async fn end(self) {
+        let Self { _mount, mut broker, client, stage, senders, consumers, .. } = self;
+        stage.stop.store(true, Ordering::Relaxed);
+        for sender in senders {
+            sender.await.unwrap();
+        }
+        stage.all_read().await;
+        let places = group_has_all(&client).await;
+        broker.kill_nine();
+        broker.start_again();
+        assert_eq!(group_has_all(&client).await, places, "the places of the group outlive the broker");
+        consumers.iter().for_each(JoinHandle::abort);
+
+        // Who comes later sees the same, as far as it is kept.
+        let mut again: Vec<Vec<Stamp>> = vec![Vec::new(); QUEUES as usize];
+        let mut starts = vec![None; QUEUES as usize];
+        let mut reader = client.reader(TOPIC).from(Start::Earliest).until_end().build().await.unwrap();
+        while let Some(delivery) = reader.next().await {
+            let delivery = match delivery {
+                // Retention goes on while it reads: what it has is one stretch again from there on.
+                Err(peregrine_client::Error::TooOld { queue, .. }) => {
+                    again[queue.0 as usize].clear();
+                    starts[queue.0 as usize] = None;
+                    continue;
+                }
+                delivery => delivery.unwrap(),
+            };
+            let queue = delivery.queue.0 as usize;
+            starts[queue].get_or_insert(delivery.offset.0 as usize);
+            again[queue].push(stamp(&delivery));
+        }
+        let streams = stage.streams.lock().unwrap();
+        for ((stream, again), start) in streams.iter().zip(&again).zip(starts) {
+            let start = start.unwrap_or(stream.delivered.len());
+            assert!(stream.delivered[start..] == again[..], "a reader that comes later sees another history");
+            assert!(stream.acknowledged.iter().all(Option::is_some), "each offset was acknowledged once");
+            assert_eq!(stream.acknowledged.len(), stream.delivered.len());
+        }
+        let all: usize = streams.iter().map(|stream| stream.delivered.len()).sum();
+        println!("{all} messages acknowledged: 0 lost, 0 reordered, 0 twice");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_loses_nothing_and_is_left_without_a_restart() {
+    let Some(play) = Play::begin(&[]).await else { return };
+    let Play { broker, client, stage, .. } = &play;
+    for cycle in 0..3 {
+        let name = format!("topic-{cycle}");
+        // A shard finds out within its next attempt that there is space again.
+        until("a topic can be made", async || client.admin().create_topic(&name, 1).await.is_ok()).await;
+        stage.stores_more(MESSAGES_PER_CYCLE).await;
+        let began = Instant::now();
+        let taken = Filler::take(&play.filler, 0);
+        until("no shard stores batches", async || {
+            let before = stage.acknowledged();
+            sleep(LOOK_EVERY * 20).await;
+            stage.acknowledged() == before && shard_statistic(broker, "/disk_full").iter().all(|it| it == true)
+        })
+        .await;
+        assert_disk_full(broker, play.probed);
+        // Who has messages left gets them, and what is acknowledged counts; a topic can be deleted, and none be made.
+        stage.all_read().await;
+        group_has_all(client).await;
+        let mut connection = Connection::open(broker.address(), None);
+        let reply = connection.ask(&Request::CreateTopic(CreateTopic {
+            name: "another",
+            queues: 1,
+            retention: TopicRetention::default(),
+        }));
+        assert!(matches!(reply, Reply::Error { code: Some(ErrorCode::DiskFull), .. }), "{reply:?}");
+        let deleted = connection.ask(&Request::DeleteTopic(DeleteTopic { name: &name, id: None }));
+        assert!(!matches!(deleted, Reply::Error { .. }), "{deleted:?}");
         let full = began.elapsed();
         drop(taken);
         stage.stores_more(MESSAGES_PER_CYCLE).await;
-        for task in senders.iter().chain(&consumers) {
-            assert!(!task.is_finished(), "a task has failed; its panic stands above");
-        }
-        let by = if retention_frees { "retention" } else { "whoever took it" };
+        play.assert_all_go_on();
+        println!("cycle {cycle}: {} messages acknowledged, full for {full:?}", stage.acknowledged());
+    }
+    play.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_makes_room_on_a_disk_that_another_filled() {
+    let Some(play) = Play::begin(&[format!("--retention-age={}s", RETENTION_AGE.as_secs())]).await else { return };
+    let Play { broker, stage, .. } = &play;
+    for cycle in 0..2 {
+        // There is something to give up, which is looked at when it is old.
+        until("each shard has sealed segments", async || {
+            shard_statistic(broker, "/log/sealed_segments").iter().all(|segments| segments.as_u64() >= Some(2))
+        })
+        .await;
+        let began = Instant::now();
+        let taken = Filler::take(&play.filler, LEFT_FOR_CHECKPOINTS);
+        // The filler stays: what is stored from some time on is stored where something was given up.
+        let before = refusals(broker);
+        stage.stores_more(MESSAGES_BESIDE_FILLER).await;
+        let (full, refused) = (began.elapsed(), refusals(broker) - before);
+        drop(taken);
+        stage.stores_more(MESSAGES_PER_CYCLE).await;
+        play.assert_all_go_on();
         println!(
-            "cycle {cycle}: {} messages acknowledged, full for {full:?}, space came from {by}",
+            "cycle {cycle}: {} messages acknowledged, {MESSAGES_BESIDE_FILLER} of them within {full:?} on a full disk, \
+             {refused} batches refused",
             stage.acknowledged()
         );
     }
-
-    stage.stop.store(true, Ordering::Relaxed);
-    for sender in senders {
-        sender.await.unwrap();
-    }
-    stage.all_read().await;
-    let places = group_has_all(&client).await;
-    broker.kill_nine();
-    broker.start_again();
-    assert_eq!(group_has_all(&client).await, places, "the places of the group outlive the broker");
-    consumers.iter().for_each(tokio::task::JoinHandle::abort);
-
-    // Who comes later sees the same, as far as it is kept.
-    let mut again: Vec<Vec<Stamp>> = vec![Vec::new(); QUEUES as usize];
-    let mut starts = vec![None; QUEUES as usize];
-    let mut reader = client.reader(TOPIC).from(Start::Earliest).until_end().build().await.unwrap();
-    while let Some(delivery) = reader.next().await {
-        let delivery = match delivery {
-            // Retention goes on while it reads: what it has is one stretch again from there on.
-            Err(peregrine_client::Error::TooOld { queue, .. }) => {
-                again[queue.0 as usize].clear();
-                starts[queue.0 as usize] = None;
-                continue;
-            }
-            delivery => delivery.unwrap(),
-        };
-        let queue = delivery.queue.0 as usize;
-        starts[queue].get_or_insert(delivery.offset.0 as usize);
-        again[queue].push(stamp(&delivery));
-    }
-    let streams = stage.streams.lock().unwrap();
-    for ((stream, again), start) in streams.iter().zip(&again).zip(starts) {
-        let start = start.unwrap_or(stream.delivered.len());
-        assert!(stream.delivered[start..] == again[..], "a reader that comes later sees another history");
-        assert!(stream.acknowledged.iter().all(Option::is_some), "each offset was acknowledged once");
-        assert_eq!(stream.acknowledged.len(), stream.delivered.len());
-    }
-    let all: usize = streams.iter().map(|stream| stream.delivered.len()).sum();
-    println!("{CYCLES} cycles, {all} messages acknowledged: 0 lost, 0 reordered, 0 twice");
+    play.end().await;
 }
