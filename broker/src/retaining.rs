@@ -173,9 +173,9 @@ impl Retaining {
             // Nothing is appended any more.
             Done::Page { .. } | Done::Survey { .. } | Done::AtRest(_) if log.is_poisoned() => self.stage = Stage::Idle,
             Done::AtRest(segment) => {
-                if let Some(entry) = engine.restate_a_start(wall)
-                    && append(engine, log, &entry).is_err()
-                {
+                // A shard without a queue that ever had a message waits for whatever comes.
+                let said = engine.restate_a_start(wall).is_some_and(|entry| append(engine, log, &entry).is_ok());
+                if !said {
                     self.not_before = now + RETENTION_RETRY.0;
                 }
                 self.stage = Stage::Waiting { segment, entries: log.tail() };
