@@ -40,6 +40,8 @@ pub struct RetainingTopics {
 #[derive(Clone, Copy, Debug)]
 struct Walk {
     topic: TopicId,
+    /// What its topic asked for when the queue was last looked at.
+    age: Nanos,
     began: Nanos,
     /// The queue that is looked at next.
     next: u32,
@@ -85,6 +87,7 @@ impl RetainingTopics {
         let Some(mut walk) = self.walk.take().or_else(|| self.next_walk(wall)) else { return TopicsTurn::Rests };
         // Deleted, or altered to keep its messages as its shards do.
         let Some((age, queues)) = engine.own_age(walk.topic) else { return TopicsTurn::More };
+        walk.age = age;
         self.walk = Some(walk);
         let mut moved = Vec::new();
         let mut question = None;
@@ -135,6 +138,10 @@ impl RetainingTopics {
         self.is_asking = false;
         let IndexAnswer { question, found } = answer;
         let Some(mut walk) = self.walk.filter(|_| !log.is_poisoned()) else { return };
+        // Altered while the index was asked: that queue is looked at again.
+        if engine.own_age(walk.topic).is_none_or(|(age, _)| age != walk.age) {
+            return;
+        }
         let Ok(found) = found else {
             // Its index is being made, or cannot be: that queue is looked at again with its topic.
             walk.keeps(Some(Nanos::ZERO));
@@ -194,7 +201,7 @@ impl RetainingTopics {
         let &(_, topic) = self.due.first().filter(|(due, _)| *due <= wall)?;
         self.due.pop_first();
         self.due_at.remove(&topic);
-        Some(Walk { topic, began: wall, next: 0, oldest: None })
+        Some(Walk { topic, age: Nanos::MAX, began: wall, next: 0, oldest: None })
     }
 
     fn schedule(&mut self, topic: TopicId, at: Nanos) {
