@@ -7,4 +7,5 @@ pub mod log;
 pub mod retaining;
 pub mod retaining_topics;
 pub mod shard;
+pub mod simulated;
 pub mod varint;

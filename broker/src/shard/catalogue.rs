@@ -14,6 +14,7 @@ use crate::shard::clock;
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::{CatalogueAsked, Request};
 use crate::shard::router::Asker;
+use crate::shard::runtime;
 use crate::shard::state::{Shard, Waiting};
 use crate::shard::tickets::Reply;
 use peregrine_protocol::entry::EntryDraft;
@@ -174,7 +175,7 @@ fn log(
 
 fn wait_for_room(executor: &Rc<Executor>, shard: &Rc<Shard>, asked: ChangeAsked) {
     let (executor, shard) = (executor.clone(), shard.clone());
-    glommio::spawn_local(async move {
+    runtime::spawn(async move {
         if shard.room(asked.asked_at + Nanos::from(ROOM_WITHIN).0).await {
             ask(&executor, &shard, asked);
         } else {

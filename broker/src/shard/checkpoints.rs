@@ -4,7 +4,7 @@ use crate::checkpointing::Checkpointing;
 use crate::limits::{CHECKPOINT_LOOK_EVERY, CHECKPOINT_SLICE};
 use crate::log::CloseState;
 use crate::shard::clock;
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, turn};
 use crate::shard::state::{Core, Shard};
 use std::rc::Rc;
 
@@ -23,7 +23,7 @@ pub async fn run(shard: Rc<Shard>) {
                 return;
             }
             // Nobody waits for a checkpoint: what makes one due, or lets it count, is looked at now and then.
-            glommio::timer::sleep(CHECKPOINT_LOOK_EVERY).await;
+            runtime::sleep(CHECKPOINT_LOOK_EVERY).await;
             continue;
         };
         let outcome = task.await;

@@ -2,6 +2,7 @@
 //! is never larger than the number of tasks that wait in it.
 
 use crate::shard::clock;
+use crate::shard::runtime;
 use peregrine_protocol::ids::Nanos;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ impl Crowd {
             Poll::Pending
         });
         let late = async {
-            glommio::timer::sleep(Duration::from_nanos(left)).await;
+            runtime::sleep(Duration::from_nanos(left)).await;
             false
         };
         futures_lite::future::or(called, late).await
@@ -86,11 +87,11 @@ mod tests {
             let waiting: Vec<_> = (0..3)
                 .map(|_| {
                     let crowd = crowd.clone();
-                    glommio::spawn_local(async move { crowd.called(clock::monotonic() + 20_000_000_000).await })
+                    runtime::spawn(async move { crowd.called(clock::monotonic() + 20_000_000_000).await })
                 })
                 .collect();
             while crowd.waiting() < 3 {
-                crate::shard::runtime::turn().await;
+                runtime::turn().await;
             }
             crowd.call();
             for task in waiting {

@@ -3,18 +3,14 @@
 //! under every latency of the broker on this machine.
 
 use crate::limits::RECEIVE_SCRATCH;
-use crate::shard::connection::socket::Gather;
+use crate::shard::connection::socket::{Gather, Socket};
 use crate::shard::event::Event;
-use crate::shard::listener;
+use crate::shard::listener::{self, Listener};
 use crate::shard::runtime::{self, ExecutorOptions};
-use futures_lite::{AsyncRead, AsyncWriteExt};
-use glommio::net::TcpStream;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,15 +22,15 @@ pub fn run(options: &ExecutorOptions, listener: TcpListener, stop: Arc<AtomicBoo
         let scratch = Rc::new(RefCell::new(vec![0; RECEIVE_SCRATCH]));
         let stopped = Rc::new(Event::default());
         let watch = stopped.clone();
-        glommio::spawn_local(async move {
+        runtime::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
-                glommio::timer::sleep(crate::limits::SWEEP_EVERY).await;
+                runtime::sleep(crate::limits::SWEEP_EVERY).await;
             }
             watch.raise();
         })
         .detach();
-        listener::accept(listener, &stopped, |stream| {
-            glommio::spawn_local(echo(stream, scratch.clone())).detach();
+        listener::accept(Listener::Real(listener), &stopped, |stream| {
+            runtime::spawn(echo(stream, scratch.clone())).detach();
         })
         .await;
     };
@@ -43,11 +39,11 @@ pub fn run(options: &ExecutorOptions, listener: TcpListener, stop: Arc<AtomicBoo
 
 /// One connection: what is read is sent back at once from the executor's one buffer; only what the socket does not take is
 /// copied.
-async fn echo(mut stream: TcpStream, scratch: Rc<RefCell<Vec<u8>>>) {
+async fn echo(socket: Socket, scratch: Rc<RefCell<Vec<u8>>>) {
     loop {
         let rest = poll_fn(|context| -> Poll<io::Result<Option<Vec<u8>>>> {
             let mut scratch = scratch.borrow_mut();
-            let Poll::Ready(count) = Pin::new(&mut stream).poll_read(context, &mut scratch)? else {
+            let Poll::Ready(count) = socket.poll_read(context, &mut scratch)? else {
                 return Poll::Pending;
             };
             if count == 0 {
@@ -55,13 +51,16 @@ async fn echo(mut stream: TcpStream, scratch: Rc<RefCell<Vec<u8>>>) {
             }
             let mut gather = Gather::new();
             gather.push(&scratch[..count]);
-            let sent = gather.send(stream.as_raw_fd())?;
+            let sent = socket.send(&gather)?;
             Poll::Ready(Ok(Some(scratch[sent..count].to_vec())))
         })
         .await;
-        let Ok(Some(rest)) = rest else { return };
-        if !rest.is_empty() && stream.write_all(&rest).await.is_err() {
-            return;
+        let Ok(Some(mut rest)) = rest else { return };
+        while !rest.is_empty() {
+            match poll_fn(|context| socket.poll_write(context, &rest)).await {
+                Ok(count) => drop(rest.drain(..count)),
+                Err(_) => return,
+            }
         }
     }
 }

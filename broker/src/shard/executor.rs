@@ -8,18 +8,18 @@ use crate::shard::connection::outbox::{LogBytes, Outbox};
 use crate::shard::connection::outlet::{ColdBlock, Held, Outlet};
 use crate::shard::connection::reader::Reader;
 use crate::shard::connection::receive::ReceiveBudget;
-use crate::shard::connection::{Connection, socket, writer};
+use crate::shard::connection::socket::Socket;
+use crate::shard::connection::{Connection, writer};
 use crate::shard::credit::Credit;
 use crate::shard::gate::Gate;
 use crate::shard::mesh::Mesh;
 use crate::shard::mesh_messages::{HandOver, Request, Return};
 use crate::shard::peers::{Peer, PeerId, Peers};
 use crate::shard::router::Asker;
+use crate::shard::runtime::{self, Background};
 use crate::shard::seams::Seams;
 use crate::shard::state::Shard;
 use crate::shard::tickets::Tickets;
-use glommio::TaskQueueHandle;
-use glommio::net::TcpStream;
 use peregrine_protocol::entry::DirectoryId;
 use peregrine_protocol::error::ErrorCode;
 use peregrine_protocol::ids::{Correlation, Nanos, ShardId, SubscriptionId};
@@ -90,7 +90,7 @@ pub struct Executor {
     pub receive: ReceiveBudget,
     /// Where sockets without a large partial frame are read into.
     pub scratch: RefCell<Vec<u8>>,
-    pub background: TaskQueueHandle,
+    pub background: Background,
     pub counters: Counters,
     pub tickets: Tickets,
     shards: RefCell<Vec<Option<Rc<Shard>>>>,
@@ -110,7 +110,7 @@ pub struct Executor {
 }
 
 impl Executor {
-    pub fn new(index: usize, layout: Layout, facts: Facts, background: TaskQueueHandle, seams: Seams) -> Rc<Self> {
+    pub fn new(index: usize, layout: Layout, facts: Facts, background: Background, seams: Seams) -> Rc<Self> {
         Rc::new(Executor {
             index,
             layout,
@@ -208,7 +208,7 @@ impl Executor {
     // Connections.
 
     /// Serves a connection that was accepted here.
-    pub fn serve(self: &Rc<Self>, stream: TcpStream) {
+    pub fn serve(self: &Rc<Self>, stream: Socket) {
         if self.is_full() {
             return;
         }
@@ -221,7 +221,7 @@ impl Executor {
         if self.is_full() {
             return;
         }
-        self.start(socket::stream(handed.socket), handed.accepted_at, true, &handed.unread);
+        self.start(handed.socket.open(), handed.accepted_at, true, &handed.unread);
     }
 
     /// Whether one more connection is one too many; it is counted, and closed by whoever drops it.
@@ -231,7 +231,7 @@ impl Executor {
         full
     }
 
-    fn start(self: &Rc<Self>, stream: TcpStream, accepted_at: Nanos, preamble_seen: bool, unread: &[u8]) {
+    fn start(self: &Rc<Self>, stream: Socket, accepted_at: Nanos, preamble_seen: bool, unread: &[u8]) {
         let mut connection = None;
         self.peers.add(|id| {
             let new = Rc::new(Connection::new(id, stream, accepted_at));
@@ -240,8 +240,8 @@ impl Executor {
         });
         let Some(connection) = connection else { unreachable!("it was just made") };
         let reader = Reader::new(self.clone(), connection.clone(), preamble_seen, unread);
-        glommio::spawn_local(reader.run()).detach();
-        glommio::spawn_local(writer::run(self.clone(), connection)).detach();
+        runtime::spawn(reader.run()).detach();
+        runtime::spawn(writer::run(self.clone(), connection)).detach();
     }
 
     /// Hands a connection that has said hello to the executor of `shard`.
@@ -399,10 +399,7 @@ impl Executor {
 
     /// Runs a task in the background queue to its end.
     pub fn spawn_background(&self, work: impl Future<Output = ()> + 'static) {
-        match glommio::spawn_local_into(work, self.background) {
-            Ok(task) => drop(task.detach()),
-            Err(_) => unreachable!("the background queue lives as long as the executor"),
-        }
+        self.background.spawn(work).detach();
     }
 
     /// Reads a block of the log for an outlet, in the background queue: at least `need` bytes from `position`.
@@ -414,15 +411,11 @@ impl Executor {
         let bytes = need.max(COLD_READ);
         while self.cold_bytes.get() > 0 && self.cold_bytes.get() + bytes > COLD_BUDGET {
             // Those who hold blocks give them back as their sockets take them; a timer is enough for who is far behind.
-            glommio::timer::sleep(std::time::Duration::from_millis(1)).await;
+            runtime::sleep(std::time::Duration::from_millis(1)).await;
         }
         self.cold_bytes.set(self.cold_bytes.get() + bytes);
         let read = shard.read_disk(position, need, COLD_READ);
-        let read = match glommio::spawn_local_into(read, self.background) {
-            Ok(task) => task.await,
-            Err(_) => unreachable!("the background queue lives as long as the executor"),
-        };
-        match read {
+        match self.background.spawn(read).await {
             Ok(read) => {
                 *outlet.cold.borrow_mut() = Some(ColdBlock { shard: id, start: position, bytes: read, charged: bytes });
                 ColdRead::Done

@@ -7,9 +7,8 @@
 use crate::shard::clock;
 use crate::shard::executor::Executor;
 use crate::shard::look_ups;
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, Timer, turn};
 use crate::shard::state::{Shard, ShardTask};
-use glommio::timer::Timer;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -45,7 +44,7 @@ async fn wait(shard: &Shard, timer: &mut Timer, left: Option<Duration>) {
             return Poll::Ready(());
         }
         match left {
-            Some(_) => Pin::new(&mut *timer).poll(context).map(|_| ()),
+            Some(_) => Pin::new(&mut *timer).poll(context),
             None => Poll::Pending,
         }
     })
@@ -62,7 +61,7 @@ fn start_tasks(executor: &Rc<Executor>, shard: &Rc<Shard>) {
         if background {
             executor.spawn_background(carried_out);
         } else {
-            glommio::spawn_local(carried_out).detach();
+            runtime::spawn(carried_out).detach();
         }
     }
 }

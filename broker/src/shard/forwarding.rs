@@ -11,7 +11,7 @@ use crate::shard::mesh::Incoming;
 use crate::shard::mesh_messages::{Request, Return};
 use crate::shard::proxy;
 use crate::shard::reports;
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, turn};
 use crate::shard::tickets::Reply;
 use peregrine_protocol::ids::ShardId;
 use std::cell::Cell;
@@ -25,12 +25,12 @@ type Inboxes = BTreeMap<ShardId, Rc<Inbox>>;
 pub fn start(executor: &Rc<Executor>, incoming: Incoming<Request, Return>) {
     let inboxes: Inboxes = executor.layout.shards_of(executor.index).map(|shard| (shard, Rc::default())).collect();
     for (&shard, inbox) in &inboxes {
-        glommio::spawn_local(inbox::run(executor.clone(), shard, inbox.clone())).detach();
+        runtime::spawn(inbox::run(executor.clone(), shard, inbox.clone())).detach();
     }
     let inboxes = Rc::new(inboxes);
     for (peer, receiver) in incoming.requests {
         let (executor, inboxes) = (executor.clone(), inboxes.clone());
-        glommio::spawn_local(async move {
+        runtime::spawn(async move {
             let mut taken = 0;
             while let Some(request) = receiver.recv().await {
                 take_request(&executor, &inboxes, peer, request);
@@ -45,7 +45,7 @@ pub fn start(executor: &Rc<Executor>, incoming: Incoming<Request, Return>) {
     }
     for (peer, receiver) in incoming.returns {
         let executor = executor.clone();
-        glommio::spawn_local(async move {
+        runtime::spawn(async move {
             let mut taken = 0;
             while let Some(message) = receiver.recv().await {
                 take_return(&executor, peer, message);

@@ -24,7 +24,7 @@ use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::Request;
 use crate::shard::peers::PeerId;
 use crate::shard::router::Asker;
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, turn};
 use peregrine_protocol::frame::{self, Received};
 use peregrine_protocol::ids::{Nanos, ShardId};
 use std::cell::{Cell, RefCell};
@@ -136,7 +136,7 @@ pub fn take_back(executor: &Rc<Executor>, shard: ShardId, batch: Batch) {
         executor.credit(shard).bytes_back(batch.frame.len());
     }
     if state == State::Open {
-        glommio::spawn_local(tend(executor.clone(), shard)).detach();
+        runtime::spawn(tend(executor.clone(), shard)).detach();
     }
     gate.news.raise();
 }
@@ -204,7 +204,7 @@ async fn tend(executor: Rc<Executor>, shard: ShardId) {
 }
 
 async fn sleep_until(at: Nanos) {
-    glommio::timer::sleep(Duration::from_nanos(at.saturating_sub(clock::monotonic()))).await;
+    runtime::sleep(Duration::from_nanos(at.saturating_sub(clock::monotonic()))).await;
 }
 
 fn answer_busy(executor: &Executor, batch: &Batch) {

@@ -14,7 +14,7 @@ use crate::shard::peers::PeerId;
 use crate::shard::proxy;
 use crate::shard::requests;
 use crate::shard::router::{self, Asker, Wait, Waited};
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, turn};
 use peregrine_protocol::frame::{self, Frame, Received};
 use peregrine_protocol::ids::{Nanos, ShardId};
 use std::cell::{Cell, RefCell};
@@ -70,7 +70,7 @@ pub async fn run(executor: Rc<Executor>, shard: ShardId, inbox: Rc<Inbox>) {
     let mut handled = 0;
     loop {
         while executor.seams.holds_forwarded() {
-            glommio::timer::sleep(Duration::from_millis(1)).await;
+            runtime::sleep(Duration::from_millis(1)).await;
         }
         let next = inbox.items.borrow_mut().pop_front();
         match next {
@@ -84,7 +84,7 @@ pub async fn run(executor: Rc<Executor>, shard: ShardId, inbox: Rc<Inbox>) {
             }
             Some(Item::AskRoom { executor: to }) => {
                 let payload = full.remove(&to).unwrap_or_default();
-                glommio::spawn_local(tell_room(executor.clone(), shard, to, payload)).detach();
+                runtime::spawn(tell_room(executor.clone(), shard, to, payload)).detach();
             }
             Some(Item::Gone(departed)) => {
                 departed.left.set(departed.left.get() - 1);

@@ -4,10 +4,11 @@
 //! blocking socket: the runtime's accept flips O_NONBLOCK itself, and io_uring's would fail at once on a non-blocking one.
 
 use crate::limits::ACCEPTS_PER_TURN;
-use crate::shard::connection::socket;
+use crate::shard::connection::socket::{self, Socket};
 use crate::shard::event::Event;
+use crate::shard::runtime;
+use crate::simulated::{Network, Scheduler};
 use futures_lite::future;
-use glommio::net::TcpStream;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -26,32 +27,67 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Where connections come from.
+pub enum Listener {
+    Real(TcpListener),
+    /// The network of the simulation that this thread is in.
+    Simulated,
+}
+
+/// The same, on the executor that accepts.
+enum Listening {
+    Real(glommio::net::TcpListener),
+    Simulated(Network),
+}
+
+impl Listener {
+    fn listen(self) -> Listening {
+        match self {
+            Listener::Real(listener) => Listening::Real(socket::listener(listener.into())),
+            Listener::Simulated => match Scheduler::here() {
+                Some(scheduler) => Listening::Simulated(scheduler.network().clone()),
+                None => unreachable!("only a simulation has such a listener"),
+            },
+        }
+    }
+}
+
+impl Listening {
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listening::Real(listener) => {
+                let stream = listener.accept().await?;
+                // A socket without it works; its small answers wait for acknowledgements of the network.
+                let _ = stream.set_nodelay(true);
+                Ok(Socket::new(stream))
+            }
+            Listening::Simulated(network) => Ok(Socket::Simulated(network.accept().await)),
+        }
+    }
+}
+
 /// Accepts until `stop` is raised, and gives each connection to `take`.
-pub async fn accept(listener: TcpListener, stop: &Event, mut take: impl FnMut(TcpStream)) {
-    let listener = socket::listener(listener.into());
+pub async fn accept(listener: Listener, stop: &Event, mut take: impl FnMut(Socket)) {
+    let listening = listener.listen();
     let mut in_a_row = 0;
     loop {
-        let accepted = async { Some(listener.accept().await) };
+        let accepted = async { Some(listening.accept().await) };
         let stopped = async {
             stop.wait().await;
             None
         };
         match future::or(accepted, stopped).await {
             None => return,
-            Some(Ok(stream)) => {
-                // A socket without it works; its small answers wait for acknowledgements of the network.
-                let _ = stream.set_nodelay(true);
-                take(stream);
-            }
+            Some(Ok(socket)) => take(socket),
             Some(Err(error)) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                glommio::timer::sleep(REST).await;
+                runtime::sleep(REST).await;
             }
         }
         in_a_row += 1;
         if in_a_row == ACCEPTS_PER_TURN {
             in_a_row = 0;
-            glommio::yield_if_needed().await;
+            runtime::yield_if_needed().await;
         }
     }
 }

@@ -116,10 +116,7 @@ pub async fn batches(shard: &Rc<Shard>, queue: QueueKey, offset: QueueOffset) ->
 
 /// Runs `task` where it holds nobody up.
 pub fn in_background(executor: &Executor, task: impl Future<Output = ()> + 'static) {
-    match glommio::spawn_local_into(task, executor.background) {
-        Ok(task) => drop(task.detach()),
-        Err(_) => unreachable!("the background queue lives as long as the executor"),
-    }
+    executor.spawn_background(task);
 }
 
 /// Until an index is made. None once the log is closed.

@@ -11,28 +11,29 @@
 
 use crate::limits::{MESH_CHANNEL, MESH_CREDIT_PER_SHARD};
 use crate::shard::event::Event;
-use glommio::channels::shared_channel::{self, ConnectedReceiver, ConnectedSender, SharedReceiver, SharedSender};
+use crate::shard::runtime;
+use crate::shard::runtime::channel::{self, Receiver, ReceiverEnd, Refused, Sender, SenderEnd};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// One executor's ends of all its channels, before they are connected. They may change threads; what is connected may not.
 #[derive(Debug)]
-pub struct Ends<Q: Send, R: Send> {
-    outgoing: Vec<Option<(SharedSender<Q>, SharedSender<R>)>>,
-    incoming: Vec<Option<(SharedReceiver<Q>, SharedReceiver<R>)>>,
+pub struct Ends<Q: Send + 'static, R: Send + 'static> {
+    outgoing: Vec<Option<(SenderEnd<Q>, SenderEnd<R>)>>,
+    incoming: Vec<Option<(ReceiverEnd<Q>, ReceiverEnd<R>)>>,
 }
 
 /// The ends for `executors` executors that carry at most `shards_each` shards.
-pub fn full<Q: Send, R: Send>(executors: usize, shards_each: usize) -> Vec<Ends<Q, R>> {
+pub fn full<Q: Send + 'static, R: Send + 'static>(executors: usize, shards_each: usize) -> Vec<Ends<Q, R>> {
     let slots = (2 * shards_each * MESH_CREDIT_PER_SHARD + MESH_CHANNEL).next_power_of_two();
     let none =
         || Ends { outgoing: (0..executors).map(|_| None).collect(), incoming: (0..executors).map(|_| None).collect() };
     let mut all: Vec<Ends<Q, R>> = (0..executors).map(|_| none()).collect();
     for from in 0..executors {
         for to in (0..executors).filter(|&to| to != from) {
-            let (request_sender, request_receiver) = shared_channel::new_bounded(slots);
-            let (return_sender, return_receiver) = shared_channel::new_bounded(slots);
+            let (request_sender, request_receiver) = channel::bounded(slots);
+            let (return_sender, return_receiver) = channel::bounded(slots);
             all[from].outgoing[to] = Some((request_sender, return_sender));
             all[to].incoming[from] = Some((request_receiver, return_receiver));
         }
@@ -48,8 +49,8 @@ pub struct Mesh<Q: Send + 'static, R: Send + 'static> {
 
 /// What an executor receives from, by the peer's number.
 pub struct Incoming<Q: Send + 'static, R: Send + 'static> {
-    pub requests: Vec<(usize, ConnectedReceiver<Q>)>,
-    pub returns: Vec<(usize, ConnectedReceiver<R>)>,
+    pub requests: Vec<(usize, Receiver<Q>)>,
+    pub returns: Vec<(usize, Receiver<R>)>,
 }
 
 impl<Q: Send + 'static, R: Send + 'static> Ends<Q, R> {
@@ -60,13 +61,13 @@ impl<Q: Send + 'static, R: Send + 'static> Ends<Q, R> {
         // All at once: an end is connected only when its peer is, so that one after the other could wait in a circle.
         for pair in self.outgoing {
             let (request, back) = pair.unzip();
-            requests.push(request.map(|sender| glommio::spawn_local(sender.connect())));
-            returns.push(back.map(|sender| glommio::spawn_local(sender.connect())));
+            requests.push(request.map(|sender| runtime::spawn(sender.connect())));
+            returns.push(back.map(|sender| runtime::spawn(sender.connect())));
         }
         let mut receivers = Vec::new();
         for (peer, pair) in self.incoming.into_iter().enumerate() {
             if let Some((request, back)) = pair {
-                receivers.push((peer, glommio::spawn_local(request.connect()), glommio::spawn_local(back.connect())));
+                receivers.push((peer, runtime::spawn(request.connect()), runtime::spawn(back.connect())));
             }
         }
         let mesh = Mesh { requests: outgoing(requests).await, returns: outgoing(returns).await };
@@ -80,7 +81,7 @@ impl<Q: Send + 'static, R: Send + 'static> Ends<Q, R> {
 }
 
 async fn outgoing<T: Send + 'static>(
-    connecting: Vec<Option<glommio::Task<ConnectedSender<T>>>>,
+    connecting: Vec<Option<runtime::Task<Sender<T>>>>,
 ) -> Vec<Option<Rc<Outgoing<T>>>> {
     let mut all = Vec::new();
     for task in connecting {
@@ -122,7 +123,7 @@ impl<Q: Send + 'static, R: Send + 'static> Mesh<Q, R> {
 
 /// One channel's sending end.
 struct Outgoing<T: Send + 'static> {
-    sender: ConnectedSender<T>,
+    sender: Sender<T>,
     backlog: RefCell<VecDeque<T>>,
     /// The first of the backlog waits in the channel's own hands: nothing may go before it.
     sending: Cell<bool>,
@@ -130,7 +131,7 @@ struct Outgoing<T: Send + 'static> {
 }
 
 impl<T: Send + 'static> Outgoing<T> {
-    fn start(sender: ConnectedSender<T>) -> Rc<Self> {
+    fn start(sender: Sender<T>) -> Rc<Self> {
         let outgoing = Rc::new(Outgoing {
             sender,
             backlog: RefCell::default(),
@@ -138,14 +139,14 @@ impl<T: Send + 'static> Outgoing<T> {
             news: Event::default(),
         });
         let emptier = outgoing.clone();
-        glommio::spawn_local(async move {
+        runtime::spawn(async move {
             loop {
                 emptier.news.wait().await;
                 loop {
                     let next = emptier.backlog.borrow_mut().pop_front();
                     let Some(message) = next else { break };
                     emptier.sending.set(true);
-                    if emptier.sender.send(message).await.is_err() {
+                    if !emptier.sender.send(message).await {
                         return;
                     }
                     emptier.sending.set(false);
@@ -164,9 +165,9 @@ impl<T: Send + 'static> Outgoing<T> {
     fn send(&self, message: T) {
         let rest = if self.backlog.borrow().is_empty() && !self.sending.get() {
             match self.sender.try_send(message) {
-                Err(glommio::GlommioError::WouldBlock(glommio::ResourceType::Channel(rest))) => rest,
+                Err(Refused::Full(rest)) => rest,
                 // A peer that is gone has ended the process or is about to.
-                Ok(()) | Err(_) => return,
+                Ok(()) | Err(Refused::Gone) => return,
             }
         } else {
             message
@@ -192,7 +193,7 @@ mod tests {
     #[test]
     fn nothing_overtakes_a_message_that_found_the_channel_full() {
         const SLOTS: usize = 2;
-        let (sender, receiver) = shared_channel::new_bounded::<usize>(SLOTS);
+        let (sender, receiver) = channel::bounded::<usize>(SLOTS);
         let (full, taken) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let builder = || glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
         let receiving = {
@@ -219,7 +220,7 @@ mod tests {
             }
             assert_eq!(outgoing.backlog(), 1);
             // Its task takes the one that is over, and waits.
-            crate::shard::runtime::turn().await;
+            runtime::turn().await;
             assert_eq!(outgoing.backlog(), 1);
             full.fetch_add(1, Ordering::Release);
             spin_until(&taken, 1);
@@ -227,7 +228,7 @@ mod tests {
             outgoing.send(SLOTS + 1);
             full.fetch_add(1, Ordering::Release);
             while outgoing.backlog() > 0 {
-                crate::shard::runtime::turn().await;
+                runtime::turn().await;
             }
         });
         sending.expect("an executor").join().expect("no panic");

@@ -1,10 +1,10 @@
 //! What executors say to each other.
 
 use crate::engine::{Assignment, CatalogueId, CatalogueState};
+use crate::shard::connection::socket::HandedSocket;
 use crate::shard::peers::PeerId;
 use crate::shard::reports::ShardReport;
 use peregrine_protocol::ids::{GroupId, MemberId, Nanos, ShardId};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// From the executor that holds the connection, or that wants something, to the other; which one it comes from, its channel
@@ -50,7 +50,7 @@ pub struct Assigned {
 /// A connection on its way to another executor: a second descriptor of its socket, and all bytes that were received and not
 /// handled, from its hello on. The client sends nothing more until that is answered.
 pub struct HandOver {
-    pub socket: OwnedFd,
+    pub socket: HandedSocket,
     pub accepted_at: Nanos,
     pub unread: Vec<u8>,
 }

@@ -45,6 +45,7 @@ pub mod stages;
 pub mod startup;
 pub mod state;
 pub mod stop;
+pub mod storage;
 pub mod subscriptions;
 pub mod sweeper;
 pub mod tickets;

@@ -10,6 +10,7 @@ use crate::shard::connection::outlet::{Held, Outlet};
 use crate::shard::executor::{ColdRead, Executor};
 use crate::shard::peers::{Peer, PeerId};
 use crate::shard::router::Asker;
+use crate::shard::runtime;
 use crate::shard::state::NoBytes;
 use peregrine_protocol::message::ErrorAnswer;
 use std::cell::Cell;
@@ -49,7 +50,7 @@ pub fn peer_of(executor: &Rc<Executor>, asker: Asker) -> Option<PeerId> {
     });
     executor.proxies.borrow_mut().insert((there, connection), id);
     if let Some(proxy) = made {
-        glommio::spawn_local(run(executor.clone(), proxy)).detach();
+        runtime::spawn(run(executor.clone(), proxy)).detach();
     }
     Some(id)
 }

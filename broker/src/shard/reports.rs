@@ -6,6 +6,7 @@ use crate::log::cache::CacheCounters;
 use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::Request;
 use crate::shard::router::Asker;
+use crate::shard::runtime;
 use crate::shard::stages::{Stage, Stages};
 use crate::shard::state::Shard;
 use crate::shard::tickets::Reply;
@@ -127,7 +128,7 @@ fn of(shard: &Shard, executor: &Executor, executor_figures: ExecutorFigures) -> 
 /// Answers a request for figures, once all executors have sent theirs.
 pub fn answer(executor: &Rc<Executor>, asker: Asker, correlation: Correlation, what: Stats) {
     let executor = executor.clone();
-    glommio::spawn_local(async move {
+    runtime::spawn(async move {
         let mut reports = local(&executor);
         for peer in executor.mesh().peers().collect::<Vec<_>>() {
             let asked = executor.tickets.ask(|ticket| {

@@ -2,13 +2,13 @@
 
 use crate::engine::{Engine, StartsEntry};
 use crate::limits::RETENTION_LOOK_EVERY;
-use crate::log::disk::uring::UringDisk;
 use crate::log::{AppendRefused, CloseState};
 use crate::retaining::{Retaining, RetentionBounds, RetentionOutcome};
 use crate::retaining_topics::{RetainingTopics, TopicsTurn};
 use crate::shard::clock;
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, turn};
 use crate::shard::state::{Core, Shard, ShardLog};
+use crate::shard::storage::ShardDisk;
 use peregrine_protocol::ids::Nanos;
 use std::rc::Rc;
 
@@ -40,7 +40,7 @@ pub async fn run(shard: Rc<Shard>, bounds: RetentionBounds) {
         }
         match turned {
             TopicsTurn::Rests if !has_task => {
-                glommio::timer::sleep(RETENTION_LOOK_EVERY).await;
+                runtime::sleep(RETENTION_LOOK_EVERY).await;
                 continue;
             }
             TopicsTurn::Rests | TopicsTurn::More => {}
@@ -58,7 +58,7 @@ pub async fn run(shard: Rc<Shard>, bounds: RetentionBounds) {
     }
 }
 
-fn take_in(shard: &Shard, retaining: &mut Retaining, outcome: RetentionOutcome<UringDisk>) {
+fn take_in(shard: &Shard, retaining: &mut Retaining, outcome: RetentionOutcome<ShardDisk>) {
     let (before, after) = {
         let Core { engine, log, .. } = &mut *shard.core.borrow_mut();
         let before = log.counters();

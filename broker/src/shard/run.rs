@@ -4,10 +4,7 @@
 use crate::control::checks::ring_file;
 use crate::control::settings::{Identity, Ready, Settings, TestFault, WithoutTmpfs};
 use crate::engine::{CatalogueSnapshot, Engine, EngineOptions, HOME, MembershipOptions, MemoryLevel};
-use crate::limits::BACKGROUND_SHARES;
 use crate::log::damage::{DamagedExtent, Extent};
-use crate::log::disk::tmpfs::TmpfsRings;
-use crate::log::disk::uring::UringDisk;
 use crate::log::fault::{Faults, RecoveryStep};
 use crate::log::{
     BootId, CheckpointOptions, CloseError, Directory, FlushOptions, Log, LogOptions, Replay, RunId, StartError,
@@ -16,16 +13,18 @@ use crate::log::{
 use crate::shard::event::Event;
 use crate::shard::executor::{Executor, Facts, Layout};
 use crate::shard::group::members;
+use crate::shard::listener::Listener;
 use crate::shard::mesh::Ends;
 use crate::shard::mesh_messages::{Request, Return};
-use crate::shard::runtime::{self, ExecutorOptions};
+use crate::shard::runtime::{self, Background, ExecutorOptions};
 use crate::shard::seams::Seams;
 use crate::shard::startup::Startup;
 use crate::shard::state::Shard;
 use crate::shard::stop;
+use crate::shard::storage::{ShardDisk, ShardRings};
 use crate::shard::watchdog::Watchdog;
 use crate::shard::{checkpoints, flusher, forwarding, listener, mesh, retention, sweeper};
-use glommio::{Latency, Shares};
+use crate::simulated::Scheduler;
 use peregrine_protocol::entry::EntryHeader;
 use peregrine_protocol::ids::ShardId;
 use std::fs::File;
@@ -58,18 +57,18 @@ pub enum RunError {
 }
 
 /// What one executor takes with it to its thread.
-struct Task {
-    index: usize,
-    core: usize,
-    layout: Layout,
-    settings: Settings,
-    identity: Identity,
-    ends: Ends<Request, Return>,
+pub(crate) struct Task {
+    pub index: usize,
+    pub core: usize,
+    pub layout: Layout,
+    pub settings: Settings,
+    pub identity: Identity,
+    pub ends: Ends<Request, Return>,
     /// On the executor that accepts.
-    listener: Option<TcpListener>,
-    startup: Arc<Startup>,
-    watchdog: Arc<Watchdog>,
-    stop: Arc<AtomicBool>,
+    pub listener: Option<Listener>,
+    pub startup: Arc<Startup>,
+    pub watchdog: Arc<Watchdog>,
+    pub stop: Arc<AtomicBool>,
 }
 
 /// Serves until `stop` is set. `ready` is called once, when every shard serves.
@@ -124,7 +123,7 @@ fn serve_all(
             settings: settings.clone(),
             identity: *identity,
             ends,
-            listener: if index == layout.executor_of(HOME) { listener.take() } else { None },
+            listener: if index == layout.executor_of(HOME) { listener.take().map(Listener::Real) } else { None },
             startup: startup.clone(),
             watchdog: watchdog.clone(),
             stop: stop.clone(),
@@ -160,11 +159,9 @@ fn watch_over(executor: runtime::Handle<()>, startup: &Arc<Startup>) -> Result<(
 }
 
 /// One executor, from start to stop. What goes wrong is told through the start-up.
-async fn serve(task: Task) {
+pub(crate) async fn serve(task: Task) {
     task.watchdog.runs_here(task.index);
     let startup = task.startup.clone();
-    let shares = Shares::Static(BACKGROUND_SHARES);
-    let background = glommio::executor().create_task_queue(shares, Latency::NotImportant, "background");
     let facts = Facts {
         directory: task.identity.id,
         data: std::path::absolute(&task.settings.data).unwrap_or_else(|_| task.settings.data.clone()),
@@ -175,20 +172,20 @@ async fn serve(task: Task) {
         groups: task.settings.groups,
     };
     let seams = Seams::new(&task.settings.test_faults);
-    let executor = Executor::new(task.index, task.layout, facts, background, seams);
+    let executor = Executor::new(task.index, task.layout, facts, Background::new(), seams);
     let (mesh, incoming) = task.ends.connect().await;
     executor.install_mesh(mesh);
     let stopping = Rc::new(Event::default());
     {
         let (executor, stopping) = (executor.clone(), stopping.clone());
         let (watchdog, stop) = (task.watchdog.clone(), task.stop.clone());
-        glommio::spawn_local(async move {
+        runtime::spawn(async move {
             sweeper::run(&executor, &watchdog, &stop, &stopping).await;
         })
         .detach();
     }
     for shard in task.layout.shards_of(task.index) {
-        if let Err(error) = recover(&executor, &task.settings, &task.identity, &startup, shard).await {
+        if let Err(error) = recover(&executor, &task, shard).await {
             return startup.failed(error);
         }
     }
@@ -198,8 +195,8 @@ async fn serve(task: Task) {
     }
     forwarding::start(&executor, incoming);
     for shard in executor.local_shards() {
-        glommio::spawn_local(flusher::run(executor.clone(), shard.clone())).detach();
-        glommio::spawn_local(members::run(executor.clone(), shard.clone())).detach();
+        runtime::spawn(flusher::run(executor.clone(), shard.clone())).detach();
+        runtime::spawn(members::run(executor.clone(), shard.clone())).detach();
         executor.spawn_background(checkpoints::run(shard.clone()));
         executor.spawn_background(retention::run(shard, task.settings.retention));
     }
@@ -212,13 +209,8 @@ async fn serve(task: Task) {
 }
 
 /// Recovers a shard and installs it.
-async fn recover(
-    executor: &Rc<Executor>,
-    settings: &Settings,
-    identity: &Identity,
-    startup: &Startup,
-    id: ShardId,
-) -> Result<(), RunError> {
+async fn recover(executor: &Rc<Executor>, task: &Task, id: ShardId) -> Result<(), RunError> {
+    let Task { settings, identity, startup, .. } = task;
     let memory_level = match (&settings.ring_directory, settings.without_tmpfs) {
         (Some(_), _) => MemoryLevel::Kept,
         (None, WithoutTmpfs::Raise) => MemoryLevel::Raised,
@@ -226,10 +218,13 @@ async fn recover(
     };
     let engine = EngineOptions { shard: id, shards: settings.shards, memory_level, group_drain: settings.groups.drain };
     let catalogue = if id == HOME { None } else { Some(startup.catalogue().await.ok_or(RunError::Aborted)?) };
-    let disk = UringDisk::new(shard_directory(&settings.data, id));
-    let options = log_options(settings, identity, id)?;
+    let disk = ShardDisk::open(shard_directory(&settings.data, id), id);
+    let mut options = log_options(settings, identity, id)?;
+    if let Some(planted) = Scheduler::with_here(|scheduler| scheduler.planted().cloned()).flatten() {
+        options.faults = planted;
+    }
     let mut replaying = Replaying::new(engine, catalogue);
-    let (log, report) = Log::start(disk, TmpfsRings, options, &mut replaying).await?;
+    let (log, report) = Log::start(disk, ShardRings::here(), options, &mut replaying).await?;
     let mut engine = replaying.engine;
     engine.recovered(log.published());
     tell(id, &report);

@@ -21,6 +21,7 @@ use crate::shard::requests::refuse;
 use crate::shard::router::{Asker, Wait};
 use crate::shard::runtime::turn;
 use crate::shard::state::Shard;
+use crate::shard::storage::ShardDisk;
 use crate::shard::{answers, proxy};
 use peregrine_protocol::entry::{Codec, Entry, EntryHeader, EntryKind, EntrySeal};
 use peregrine_protocol::error::ErrorCode;
@@ -285,7 +286,7 @@ async fn look_for_key(shard: &Rc<Shard>, asked: KeyAsked, from: LogPosition, lim
 /// Takes the records of a batch that have the key into the answer. False where it has no room for one.
 async fn take(
     shard: &Rc<Shard>,
-    search: &mut KeySearch<crate::log::disk::uring::UringDisk>,
+    search: &mut KeySearch<crate::log::disk::uring::ShardDisk>,
     window: &mut SearchWindow<Searched>,
     header: &EntryHeader,
     limit: u32,

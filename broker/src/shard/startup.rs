@@ -7,7 +7,7 @@
 
 use crate::engine::{CatalogueSnapshot, ObjectId};
 use crate::shard::run::RunError;
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, turn};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ impl Startup {
                     return None;
                 }
             }
-            glommio::timer::sleep(LOOK_EVERY).await;
+            runtime::sleep(LOOK_EVERY).await;
             turn().await;
         }
     }
@@ -121,6 +121,19 @@ impl Startup {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Once every shard has recovered: how many messages stood only in rings.
+    pub fn is_recovered(&self) -> Option<u64> {
+        let state = self.state();
+        (state.failures.is_empty() && state.recovered == self.shards).then_some(state.messages)
+    }
+
+    /// Once every executor has stopped, or the start has failed: all that went wrong.
+    pub fn is_ended(&self) -> Option<Vec<RunError>> {
+        let mut state = self.state();
+        let failed_start = state.recovered < self.shards && !state.failures.is_empty();
+        (state.ended == self.executors || failed_start).then(|| std::mem::take(&mut state.failures))
     }
 
     /// Waits until every executor has stopped; all that went wrong.

@@ -13,8 +13,6 @@ use crate::engine::{
     TopicState,
 };
 use crate::limits::COLD_READ;
-use crate::log::disk::tmpfs::TmpfsRings;
-use crate::log::disk::uring::UringDisk;
 use crate::log::index::LogIndexes;
 use crate::log::{AppendRefused, Log, LogTask, ReadError};
 use crate::shard::catalogue::{ChangeAsked, Home};
@@ -33,6 +31,7 @@ use crate::shard::peers::PeerId;
 use crate::shard::router::{Asker, is_large};
 use crate::shard::search::Searches;
 use crate::shard::stages::{Stage, Stages};
+use crate::shard::storage::{ShardDisk, ShardRings};
 use crate::shard::{answers, catalogue};
 use peregrine_protocol::entry::{Entry, EntryHeader, EntryKind, EntrySeal, entry_len};
 use peregrine_protocol::error::ErrorCode;
@@ -44,11 +43,11 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 /// The log of production.
-pub type ShardLog = Log<UringDisk, TmpfsRings>;
+pub type ShardLog = Log<ShardDisk, ShardRings>;
 /// A task of it.
-pub type ShardTask = LogTask<UringDisk>;
+pub type ShardTask = LogTask<ShardDisk>;
 /// And its indexes.
-pub type ShardIndexes = LogIndexes<UringDisk>;
+pub type ShardIndexes = LogIndexes<ShardDisk>;
 
 /// Whoever waits for the log to reach a position at a level.
 pub enum Waiting {

@@ -7,6 +7,7 @@ use crate::shard::clock;
 use crate::shard::executor::Executor;
 use crate::shard::peers::Peer;
 use crate::shard::run::RunError;
+use crate::shard::runtime;
 use crate::shard::startup::Startup;
 use peregrine_protocol::ids::Nanos;
 use std::rc::Rc;
@@ -22,7 +23,7 @@ pub async fn stop(executor: &Rc<Executor>, startup: &Startup) {
     until(LINGER, || executor.returned() == 0).await;
     startup.all_quiet().await;
     // What other executors sent on before they were quiet arrives within a turn or two, and is handled before the logs close.
-    glommio::timer::sleep(LOOK_EVERY).await;
+    runtime::sleep(LOOK_EVERY).await;
     until(LINGER, || executor.forwarded_here.get() == 0).await;
     for shard in executor.local_shards() {
         shard.core.borrow_mut().log.begin_close();
@@ -73,6 +74,6 @@ async fn until(within: Duration, done: impl Fn() -> bool) -> bool {
         if clock::monotonic() >= deadline {
             return false;
         }
-        glommio::timer::sleep(LOOK_EVERY).await;
+        runtime::sleep(LOOK_EVERY).await;
     }
 }

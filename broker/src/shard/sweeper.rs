@@ -10,7 +10,7 @@ use crate::shard::connection::Connection;
 use crate::shard::event::Event;
 use crate::shard::executor::Executor;
 use crate::shard::peers::Peer;
-use crate::shard::runtime::turn;
+use crate::shard::runtime::{self, turn};
 use crate::shard::watchdog::Watchdog;
 use peregrine_protocol::ids::Nanos;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ const COLD_BLOCK_AFTER: Duration = Duration::from_secs(1);
 pub async fn run(executor: &Executor, watchdog: &Watchdog, stop: &AtomicBool, stopping: &Event) {
     let mut told = false;
     loop {
-        glommio::timer::sleep(SWEEP_EVERY).await;
+        runtime::sleep(SWEEP_EVERY).await;
         watchdog.beat(executor.index);
         if !told && stop.load(Ordering::Relaxed) {
             told = true;

@@ -18,13 +18,12 @@ use crate::shard::executor::Executor;
 use crate::shard::mesh_messages::Request;
 use crate::shard::peers::PeerId;
 use crate::shard::stages::Stage;
-use glommio::net::TcpStream;
 use outbox::Outbox;
 use outlet::Outlet;
 use peregrine_protocol::ids::{Nanos, ShardId};
+use socket::{HandedSocket, Socket};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// A time to be recorded once the bytes that it belongs to are sent.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +37,7 @@ pub struct Mark {
 pub struct Connection {
     pub id: PeerId,
     pub outlet: Outlet,
-    stream: RefCell<TcpStream>,
-    descriptor: RawFd,
+    socket: Socket,
     pub outbox: RefCell<Outbox>,
     /// Requests that are not answered yet.
     outstanding: Cell<usize>,
@@ -67,13 +65,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(id: PeerId, stream: TcpStream, accepted_at: Nanos) -> Self {
-        let descriptor = stream.as_raw_fd();
+    pub fn new(id: PeerId, socket: Socket, accepted_at: Nanos) -> Self {
         Connection {
             id,
             outlet: Outlet::default(),
-            stream: RefCell::new(stream),
-            descriptor,
+            socket,
             outbox: RefCell::default(),
             outstanding: Cell::new(0),
             reading: Event::default(),
@@ -138,7 +134,7 @@ impl Connection {
     /// Ends the connection: nothing more is read or sent. Its tasks end by themselves.
     pub fn close(&self) {
         if !self.closing.replace(true) {
-            socket::shut_down(self.descriptor);
+            self.socket.shut_down();
             self.reading.raise();
             self.outlet.news.raise();
         }
@@ -164,7 +160,7 @@ impl Connection {
 
     /// Reading ends; what is owed is still sent.
     pub fn stop_reading(&self) {
-        socket::shut_reading(self.descriptor);
+        self.socket.shut_reading();
         self.reading.raise();
     }
 
@@ -195,9 +191,9 @@ impl Connection {
         }
     }
 
-    /// A second descriptor of the socket, for the executor that it is handed to.
-    pub fn duplicate_socket(&self) -> std::io::Result<OwnedFd> {
-        socket::duplicate(&*self.stream.borrow())
+    /// The socket once more, for the executor that it is handed to.
+    pub fn duplicate_socket(&self) -> std::io::Result<HandedSocket> {
+        self.socket.duplicate()
     }
 
     /// The socket lives on elsewhere: ending this connection only closes its own descriptor.

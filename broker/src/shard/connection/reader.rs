@@ -19,14 +19,12 @@ use crate::shard::greeting::{self, Greeting};
 use crate::shard::requests;
 use crate::shard::router::{self, Asker, Wait, Waited};
 use crate::shard::runtime::turn;
-use futures_lite::AsyncRead;
 use peregrine_protocol::frame::{self, FrameHead, Received};
 use peregrine_protocol::ids::{Correlation, Nanos};
 use peregrine_protocol::limits::FRAME_HEAD_LEN;
 use peregrine_protocol::message::ErrorAnswer;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -139,8 +137,7 @@ impl Reader {
         let kept = self.backlog.bytes().len();
         let until = kept + executor.receive.scratch();
         let count = {
-            let mut stream = self.connection.stream.borrow_mut();
-            match Pin::new(&mut *stream).poll_read(context, &mut scratch[kept..until])? {
+            match self.connection.socket.poll_read(context, &mut scratch[kept..until])? {
                 Poll::Ready(count) => count,
                 Poll::Pending => return Poll::Pending,
             }
@@ -174,12 +171,10 @@ impl Reader {
             self.executor.receive.wait(context.waker());
             return Poll::Pending;
         };
-        let mut stream = self.connection.stream.borrow_mut();
-        let count = match Pin::new(&mut *stream).poll_read(context, room)? {
+        let count = match self.connection.socket.poll_read(context, room)? {
             Poll::Ready(count) => count,
             Poll::Pending => return Poll::Pending,
         };
-        drop(stream);
         if count == 0 {
             return Poll::Ready(Ok(Stop::End));
         }

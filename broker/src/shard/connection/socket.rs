@@ -2,8 +2,14 @@
 //!
 //! Reading and waiting go through glommio's unbuffered stream; sends do not, for it can neither gather nor ask for no SIGPIPE.
 
+use crate::simulated;
+use futures_lite::{AsyncRead, AsyncWrite};
+use glommio::net::{TcpListener, TcpStream};
+use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 /// Runs of one send: each payload has its head before it, and answers between them.
 pub const RUNS_MAX: usize = 2 * crate::limits::GATHER_PAYLOADS + 2;
@@ -50,8 +56,15 @@ impl<'a> Gather<'a> {
         self.len == 0
     }
 
+    /// All runs in one piece.
+    fn joined(&self) -> Vec<u8> {
+        // SAFETY: the first `count` runs were made from slices that outlive `'a`.
+        let run = |run: &libc::iovec| unsafe { std::slice::from_raw_parts(run.iov_base.cast::<u8>(), run.iov_len) };
+        self.runs[..self.count].iter().flat_map(run).copied().collect()
+    }
+
     /// Sends without waiting: how many bytes the socket took, zero where it takes none now.
-    pub fn send(&self, socket: RawFd) -> io::Result<usize> {
+    fn send(&self, socket: RawFd) -> io::Result<usize> {
         // SAFETY: an all-zero msghdr is a valid value of this plain C structure.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = self.runs.as_ptr().cast_mut();
@@ -73,34 +86,106 @@ impl<'a> Gather<'a> {
     }
 }
 
-/// A second descriptor of a socket, for the executor that it is handed to.
-pub fn duplicate(socket: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: the descriptor is open as long as `socket` is borrowed.
-    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }.try_clone_to_owned()
+/// The socket of a connection.
+pub enum Socket {
+    Real(RealSocket),
+    Simulated(simulated::Socket),
 }
 
-/// Ends both directions of a socket: whoever waits for it finds out.
-pub fn shut_down(socket: RawFd) {
+/// One of the kernel's, on this executor.
+pub struct RealSocket {
+    stream: RefCell<TcpStream>,
+    descriptor: RawFd,
+}
+
+/// A socket on its way to another executor.
+#[derive(Debug)]
+pub enum HandedSocket {
+    Real(OwnedFd),
+    Simulated(simulated::HandedSocket),
+}
+
+impl HandedSocket {
+    /// The socket, on the executor that it was handed to.
+    pub fn open(self) -> Socket {
+        match self {
+            HandedSocket::Real(descriptor) => Socket::of(descriptor),
+            HandedSocket::Simulated(handed) => Socket::Simulated(handed.open()),
+        }
+    }
+}
+
+impl Socket {
+    pub fn new(stream: TcpStream) -> Self {
+        let descriptor = stream.as_raw_fd();
+        Socket::Real(RealSocket { stream: RefCell::new(stream), descriptor })
+    }
+
+    fn of(descriptor: OwnedFd) -> Self {
+        // SAFETY: the descriptor is owned and given up here, so that the stream becomes its only owner.
+        Self::new(unsafe { TcpStream::from_raw_fd(descriptor.into_raw_fd()) })
+    }
+
+    /// Zero bytes are the end.
+    pub fn poll_read(&self, context: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Socket::Real(socket) => Pin::new(&mut *socket.stream.borrow_mut()).poll_read(context, into),
+            Socket::Simulated(socket) => socket.poll_read(context, into),
+        }
+    }
+
+    /// Waits until the socket takes something.
+    pub fn poll_write(&self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Socket::Real(socket) => Pin::new(&mut *socket.stream.borrow_mut()).poll_write(context, bytes),
+            Socket::Simulated(socket) => socket.poll_write(context, bytes),
+        }
+    }
+
+    /// Sends without waiting: how many bytes the socket took, zero where it takes none now.
+    pub fn send(&self, gather: &Gather<'_>) -> io::Result<usize> {
+        match self {
+            Socket::Real(socket) => gather.send(socket.descriptor),
+            Socket::Simulated(socket) => socket.try_write(&gather.joined()),
+        }
+    }
+
+    /// The socket once more, for the executor that it is handed to.
+    pub fn duplicate(&self) -> io::Result<HandedSocket> {
+        match self {
+            Socket::Real(socket) => {
+                // SAFETY: the descriptor is open as long as the stream, which `self` holds.
+                let borrowed = unsafe { BorrowedFd::borrow_raw(socket.descriptor) };
+                borrowed.try_clone_to_owned().map(HandedSocket::Real)
+            }
+            Socket::Simulated(socket) => Ok(HandedSocket::Simulated(socket.hand_over())),
+        }
+    }
+
+    /// Ends both directions: whoever waits for it finds out.
+    pub fn shut_down(&self) {
+        match self {
+            Socket::Real(socket) => shut(socket.descriptor, libc::SHUT_RDWR),
+            Socket::Simulated(socket) => socket.shut_down(),
+        }
+    }
+
+    /// Ends the receiving direction: whoever reads finds the end.
+    pub fn shut_reading(&self) {
+        match self {
+            Socket::Real(socket) => shut(socket.descriptor, libc::SHUT_RD),
+            Socket::Simulated(socket) => socket.shut_reading(),
+        }
+    }
+}
+
+fn shut(socket: RawFd, how: libc::c_int) {
     // SAFETY: the call takes no memory; a descriptor that is closed already is an error that says so and no more.
-    let _ = unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
-}
-
-/// Ends the receiving direction: whoever reads finds the end.
-pub fn shut_reading(socket: RawFd) {
-    // SAFETY: as in `shut_down`.
-    let _ = unsafe { libc::shutdown(socket, libc::SHUT_RD) };
-}
-
-/// The stream of a socket on this executor.
-pub fn stream(socket: OwnedFd) -> glommio::net::TcpStream {
-    use std::os::fd::IntoRawFd;
-    // SAFETY: the descriptor is owned and given up here, so that the stream becomes its only owner.
-    unsafe { glommio::net::TcpStream::from_raw_fd(socket.into_raw_fd()) }
+    let _ = unsafe { libc::shutdown(socket, how) };
 }
 
 /// The listener of a socket on this executor.
-pub fn listener(socket: OwnedFd) -> glommio::net::TcpListener {
-    use std::os::fd::IntoRawFd;
-    // SAFETY: as in `stream`.
-    unsafe { glommio::net::TcpListener::from_raw_fd(socket.into_raw_fd()) }
+pub fn listener(socket: OwnedFd) -> TcpListener {
+    // SAFETY: the descriptor is owned and given up here, so that the listener becomes its only owner.
+    unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) }
 }

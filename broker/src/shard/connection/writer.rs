@@ -15,11 +15,9 @@ use crate::shard::executor::{ColdRead, Executor};
 use crate::shard::runtime::turn;
 use crate::shard::stages::Stage;
 use crate::shard::state::NoBytes;
-use futures_lite::AsyncWrite;
 use peregrine_protocol::message::ErrorAnswer;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -167,7 +165,7 @@ fn send(executor: &Executor, connection: &Connection) -> io::Result<(usize, Sent
             (true, None) => Ok((0, Sent::Nothing)),
             (true, Some(bytes)) => Ok((0, Sent::Cold(bytes))),
             (false, _) => {
-                let count = gather.send(connection.descriptor)?;
+                let count = connection.socket.send(gather)?;
                 Ok((count, if count == gather.len() { Sent::All } else { Sent::Blocked }))
             }
         }
@@ -182,9 +180,8 @@ fn poll_send(executor: &Executor, connection: &Connection, context: &mut Context
         return Poll::Ready(Ok(()));
     }
     let polled = with_gathered(executor, connection, |gather, _| {
-        let mut stream = connection.stream.borrow_mut();
         // Where nothing is gathered, the front has left the ring meanwhile; it is looked for again.
-        gather.first().map_or(Poll::Ready(Ok(0)), |first| Pin::new(&mut *stream).poll_write(context, first))
+        gather.first().map_or(Poll::Ready(Ok(0)), |first| connection.socket.poll_write(context, first))
     });
     match polled {
         Poll::Pending => Poll::Pending,

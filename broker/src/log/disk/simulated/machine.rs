@@ -151,6 +151,16 @@ impl Machine {
         self.world().flush_failed.contains(&shard)
     }
 
+    /// Chance of its own for another part of the simulation.
+    pub fn fork_random(&self) -> Random {
+        self.world().random.fork()
+    }
+
+    /// When the next operation is due.
+    pub fn next_due(&self) -> Option<u64> {
+        self.world().pending.first_key_value().map(|(&(due, _), _)| due)
+    }
+
     /// Simulated time, nanoseconds; it goes on through crashes.
     pub fn now(&self) -> u64 {
         self.world().now
@@ -271,7 +281,7 @@ impl Machine {
     }
 
     /// An instant at which an armed crash may strike; it unwinds into [`Machine::survive`].
-    pub(super) fn step(&self) {
+    pub(crate) fn step(&self) {
         if std::thread::panicking() {
             return;
         }
