@@ -185,7 +185,7 @@ pub(crate) async fn serve(task: Task) {
         .detach();
     }
     for shard in task.layout.shards_of(task.index) {
-        if let Err(error) = recover(&executor, &task, shard).await {
+        if let Err(error) = recover(&executor, &task.settings, &task.identity, &startup, shard).await {
             return startup.failed(error);
         }
     }
@@ -209,8 +209,13 @@ pub(crate) async fn serve(task: Task) {
 }
 
 /// Recovers a shard and installs it.
-async fn recover(executor: &Rc<Executor>, task: &Task, id: ShardId) -> Result<(), RunError> {
-    let Task { settings, identity, startup, .. } = task;
+async fn recover(
+    executor: &Rc<Executor>,
+    settings: &Settings,
+    identity: &Identity,
+    startup: &Startup,
+    id: ShardId,
+) -> Result<(), RunError> {
     let memory_level = match (&settings.ring_directory, settings.without_tmpfs) {
         (Some(_), _) => MemoryLevel::Kept,
         (None, WithoutTmpfs::Raise) => MemoryLevel::Raised,

@@ -286,7 +286,7 @@ async fn look_for_key(shard: &Rc<Shard>, asked: KeyAsked, from: LogPosition, lim
 /// Takes the records of a batch that have the key into the answer. False where it has no room for one.
 async fn take(
     shard: &Rc<Shard>,
-    search: &mut KeySearch<crate::log::disk::uring::ShardDisk>,
+    search: &mut KeySearch<ShardDisk>,
     window: &mut SearchWindow<Searched>,
     header: &EntryHeader,
     limit: u32,
