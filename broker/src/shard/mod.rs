@@ -52,4 +52,5 @@ pub mod tickets;
 pub mod watchdog;
 
 #[cfg(test)]
-mod tests;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -225,8 +225,8 @@ async fn recover(
     let catalogue = if id == HOME { None } else { Some(startup.catalogue().await.ok_or(RunError::Aborted)?) };
     let disk = ShardDisk::open(shard_directory(&settings.data, id), id);
     let mut options = log_options(settings, identity, id)?;
-    if let Some(planted) = Scheduler::with_here(|scheduler| scheduler.planted().cloned()).flatten() {
-        options.faults = planted;
+    if let Some(simulated) = Scheduler::with_here(|scheduler| scheduler.options().clone()) {
+        (options.faults, options.smallest) = (simulated.faults, simulated.smallest);
     }
     let mut replaying = Replaying::new(engine, catalogue);
     let (log, report) = Log::start(disk, ShardRings::here(), options, &mut replaying).await?;

@@ -18,6 +18,9 @@ mod pipe;
 mod process;
 mod scheduler;
 
+#[cfg(test)]
+mod tests;
+
 pub use channel::Channel;
 pub use network::{HandedSocket, Network, NetworkConditions, Socket, Wire, WireState};
 pub use process::{Process, ProcessOptions};

@@ -9,6 +9,7 @@ use super::network::Network;
 use super::scheduler::Scheduler;
 use crate::control::settings::{Identity, Settings};
 use crate::engine::HOME;
+use crate::log::Smallest;
 use crate::log::disk::simulated::{Machine, Random};
 use crate::log::fault::Faults;
 use crate::shard::executor::Layout;
@@ -23,7 +24,9 @@ use crate::shard::watchdog::Watchdog;
 pub struct ProcessOptions {
     pub executors: usize,
     /// What the logs do wrong on purpose.
-    pub faults: Option<Faults>,
+    pub faults: Faults,
+    /// Rings and segments that a few entries fill.
+    pub smallest: Smallest,
 }
 
 /// See the module.
@@ -53,8 +56,7 @@ impl Process {
         let startup = Arc::new(Startup::new(settings.shards, executors));
         let stop = Arc::new(AtomicBool::new(false));
         let watchdog = Arc::new(Watchdog::asleep(executors));
-        let schedulers: Vec<_> =
-            (0..executors).map(|_| Scheduler::new(machine, network, options.faults.as_ref())).collect();
+        let schedulers: Vec<_> = (0..executors).map(|_| Scheduler::new(machine, network, options)).collect();
         let shards_each = usize::from(settings.shards).div_ceil(executors);
         let ends = schedulers[0].enter(|| mesh::full(executors, shards_each));
         for (index, (scheduler, ends)) in schedulers.iter().zip(ends).enumerate() {

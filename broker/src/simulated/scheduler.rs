@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use super::network::Network;
+use super::process::ProcessOptions;
 use crate::log::disk::simulated::{Machine, Random};
-use crate::log::fault::Faults;
 
 thread_local! {
     /// The scheduler whose task is polled on this thread.
@@ -60,7 +60,7 @@ fn locked(ready: &Mutex<Ready>) -> MutexGuard<'_, Ready> {
 pub struct Scheduler {
     machine: Machine,
     network: Network,
-    planted: Option<Faults>,
+    options: ProcessOptions,
     next_task: Cell<u64>,
     tasks: RefCell<BTreeMap<u64, Slot>>,
     ready: Arc<Mutex<Ready>>,
@@ -73,12 +73,12 @@ pub struct Scheduler {
 const BACKGROUND_ONE_IN: u64 = 8;
 
 impl Scheduler {
-    pub(super) fn new(machine: &Machine, network: &Network, planted: Option<&Faults>) -> Rc<Self> {
+    pub(super) fn new(machine: &Machine, network: &Network, options: &ProcessOptions) -> Rc<Self> {
         let random = RefCell::new(machine.fork_random());
         Rc::new(Self {
             machine: machine.clone(),
             network: network.clone(),
-            planted: planted.cloned(),
+            options: options.clone(),
             next_task: Cell::new(0),
             tasks: RefCell::default(),
             ready: Arc::default(),
@@ -118,9 +118,8 @@ impl Scheduler {
         &self.network
     }
 
-    /// What the logs do wrong on purpose.
-    pub fn planted(&self) -> Option<&Faults> {
-        self.planted.as_ref()
+    pub fn options(&self) -> &ProcessOptions {
+        &self.options
     }
 
     // Tasks.

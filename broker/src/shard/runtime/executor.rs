@@ -66,12 +66,6 @@ where
         .map_err(io::Error::from)
 }
 
-/// Lets the reactor turn: completions are seen, and every task that became runnable runs before the caller goes on. A plain
-/// yield does not do that while anything is runnable.
-pub async fn turn() {
-    glommio::timer::sleep(Duration::from_micros(1)).await;
-}
-
 /// The cores that this process may use, in ascending order.
 pub fn cores() -> io::Result<Vec<usize>> {
     // SAFETY: an all-zero set is a valid value of this plain C structure, and the call writes no more than its size.

@@ -7,7 +7,7 @@ mod mesh;
 mod mesh_credit;
 mod reading;
 mod room;
-mod serving;
+pub(crate) mod serving;
 mod storing;
 
 use tempfile::TempDir;
