@@ -52,5 +52,4 @@ pub mod tickets;
 pub mod watchdog;
 
 #[cfg(test)]
-#[cfg(test)]
 pub(crate) mod tests;

@@ -67,18 +67,14 @@ impl<T> Channel<T> {
     pub async fn recv(&self) -> T {
         poll_fn(|context| {
             let mut state = self.state();
-            match state.messages.pop_front() {
-                Some(message) => {
-                    if let Some(waker) = state.sender.take() {
-                        waker.wake();
-                    }
-                    Poll::Ready(message)
-                }
-                None => {
-                    state.receiver = Some(context.waker().clone());
-                    Poll::Pending
-                }
+            let Some(message) = state.messages.pop_front() else {
+                state.receiver = Some(context.waker().clone());
+                return Poll::Pending;
+            };
+            if let Some(waker) = state.sender.take() {
+                waker.wake();
             }
+            Poll::Ready(message)
         })
         .await
     }

@@ -4,7 +4,8 @@
 //! directions, and both ends find out; one whose process ended delivers what it had sent, and then ends.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, OccupiedEntry};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
@@ -138,16 +139,12 @@ impl Network {
     pub async fn accept(&self) -> Socket {
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
-            match state.backlog.pop_front() {
-                Some(id) => {
-                    drop(state);
-                    Poll::Ready(self.socket(id))
-                }
-                None => {
-                    state.acceptor = Some(context.waker().clone());
-                    Poll::Pending
-                }
-            }
+            let Some(id) = state.backlog.pop_front() else {
+                state.acceptor = Some(context.waker().clone());
+                return Poll::Pending;
+            };
+            drop(state);
+            Poll::Ready(self.socket(id))
         })
         .await
     }
@@ -184,7 +181,7 @@ impl Network {
         let now = self.machine.now();
         let mut state = self.state.borrow_mut();
         let due = state.arrivals.first_entry().filter(|first| first.key().0 <= now);
-        let Some((id, arrival)) = due.map(|first| first.remove()) else { return };
+        let Some((id, arrival)) = due.map(OccupiedEntry::remove) else { return };
         let what = match &arrival {
             Arrival::Connects => ("connects", 0),
             Arrival::ToBroker(bytes) => ("to the broker", bytes.len()),

@@ -1,7 +1,8 @@
 //! One executor of a simulated process: two queues of tasks, and timers on the machine's clock.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::btree_map::{BTreeMap, OccupiedEntry};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -217,7 +218,7 @@ impl Scheduler {
         loop {
             let fired = {
                 let mut timers = self.timers.borrow_mut();
-                timers.first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove())
+                timers.first_entry().filter(|first| first.key().0 <= now).map(OccupiedEntry::remove)
             };
             match fired {
                 Some(waker) => waker.wake(),

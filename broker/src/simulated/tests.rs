@@ -152,7 +152,7 @@ fn live(seed: u64, shards: u16, executors: usize) -> u64 {
     let mut process = world.start();
     let mut client = Client::connect(&world, &mut process, None);
     let topic = client.create(&mut process, "orders", 3);
-    let large = batch(&[7; 100_000]);
+    let large = batch(&vec![7; 100_000]);
     for number in 0..4 {
         for queue in 0..3 {
             let level = if number % 2 == 0 { DurableLevel::Memory } else { DurableLevel::Synced };

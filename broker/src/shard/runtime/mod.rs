@@ -57,13 +57,11 @@ pub enum Background {
 impl Background {
     /// This executor's.
     pub fn new() -> Self {
-        match Scheduler::here() {
-            Some(_) => Background::Simulated,
-            None => {
-                let shares = Shares::Static(BACKGROUND_SHARES);
-                Background::Real(glommio::executor().create_task_queue(shares, Latency::NotImportant, "background"))
-            }
+        if Scheduler::here().is_some() {
+            return Background::Simulated;
         }
+        let shares = Shares::Static(BACKGROUND_SHARES);
+        Background::Real(glommio::executor().create_task_queue(shares, Latency::NotImportant, "background"))
     }
 
     pub fn spawn<T: 'static>(self, future: impl Future<Output = T> + 'static) -> Task<T> {
