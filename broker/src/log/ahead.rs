@@ -1,6 +1,9 @@
 //! The segments made ahead of the appends: one that has its name and waits for its first append, and behind it a spare file
 //! of zeros. Appends never wait for allocation or for a journal while the two keep ahead of them.
 //!
+//! A spare is made of the file of a retired segment, where one waits, so that a log that gives up as much as it takes neither unlinks
+//! nor allocates. One waits at the most: it is what the next spare would take.
+//!
 //! When the file system is full, or has no more left than what is to be kept free, what is left is a reserve: batches are refused
 //! before they would move on to the last ready segment, which is kept for the entries that make room or let clients go on. Where that
 //! is used up, small ones follow it, out of what is kept free and down to half of that; the other half is for checkpoints and indexes,
@@ -15,6 +18,7 @@ use super::counters::LogCounters;
 use super::disk::{Disk, is_full};
 use super::error::AppendRefused;
 use super::options::LogOptions;
+use super::retirement::RetiredFile;
 use super::segment::Identity;
 use super::task::{NotNamed, OpenSegment, Spare, SpareIdentity, SpareOrder, SparePace, Work};
 
@@ -31,6 +35,8 @@ enum Busy {
 pub(super) struct SegmentsAhead<D: Disk> {
     next: Option<OpenSegment<D>>,
     spare: Option<Spare>,
+    /// To be made the next spare.
+    retired: Option<RetiredFile>,
     busy: Busy,
     /// Spares begun in this run: names and sizes follow from it.
     begun: u32,
@@ -50,6 +56,7 @@ impl<D: Disk> SegmentsAhead<D> {
         Self {
             next: None,
             spare: None,
+            retired: None,
             busy: Busy::Idle,
             begun: 0,
             made: 0,
@@ -114,10 +121,24 @@ impl<D: Disk> SegmentsAhead<D> {
             let (name, size) = spare(self.begun, self.made);
             self.begun += 1;
             let reserve = self.next.is_none().then_some(self.reserve.min(size));
-            let order = SpareOrder { size, keep_free: self.keep_free, reserve };
+            let retired = self.retired.take_if(|retired| retired.size >= size);
+            let order = SpareOrder { size, keep_free: self.keep_free, reserve, retired };
             return Some(Work::Spare { disk: disk.clone(), name, order, pace: Rc::clone(&self.pace) });
         }
         None
+    }
+
+    /// Whether the file of a segment of that size is to be kept for the next spare; `spare` says the size of the m-th made. Where
+    /// there is no room for batches, space is worth more than a file.
+    pub fn wants_retired(&self, size: u64, spare: impl Fn(u32) -> u64) -> bool {
+        let next = self.made + u32::from(self.busy == Busy::Making);
+        self.retired.is_none() && !self.disk_full && size == spare(next)
+    }
+
+    /// Keeps it.
+    pub fn keep_retired(&mut self, file: RetiredFile) {
+        assert!(self.retired.is_none(), "none was there when this one was wanted");
+        self.retired = Some(file);
     }
 
     /// When a spare is tried again, or its name; `None` while nothing is waited for.
@@ -155,6 +176,7 @@ impl<D: Disk> SegmentsAhead<D> {
                 self.made += u32::from(is_whole);
                 self.disk_full = is_reserve || self.disk_full && !is_whole;
                 counters.spare_failures += u64::from(is_reserve);
+                counters.recycled += u64::from(spare.as_ref().is_some_and(|spare| spare.is_recycled));
                 self.retry_at = if is_reserve { now + RETRY.0 } else { self.retry_at };
                 self.spare = spare;
             }

@@ -19,8 +19,9 @@ pub struct LogCounters {
     pub rolls: u64,
     /// Attempts to make a spare segment that failed.
     pub spare_failures: u64,
-    /// Segments that left the log, and attempts to unlink one that failed.
+    /// Segments that left the log, those of them whose files became spares, and attempts to retire one that failed.
     pub retired: u64,
+    pub recycled: u64,
     pub retire_failures: u64,
     /// Of the background scrub: segments that it read, their bytes, and rounds over all of them that came to their end.
     pub scrubbed_segments: u64,

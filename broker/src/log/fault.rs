@@ -28,6 +28,8 @@ pub enum Planted {
     CheckpointAheadOfLog,
     /// A segment is retired before two checkpoints know what it said.
     RetireTooEarly,
+    /// A retired segment's file is cleared before its new name is durable.
+    RecycleTooEarly,
     /// The starts of queues move behind what the oldest segment holds.
     GiveUpTooMuch,
     /// The starts of a topic's queues move behind what is too old for it.
@@ -45,7 +47,7 @@ pub enum Planted {
 }
 
 impl Planted {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AcknowledgeBeforeWrite,
         Self::RewriteSyncedBlock,
         Self::ReadPastCut,
@@ -55,6 +57,7 @@ impl Planted {
         Self::UsePositionTwice,
         Self::CheckpointAheadOfLog,
         Self::RetireTooEarly,
+        Self::RecycleTooEarly,
         Self::GiveUpTooMuch,
         Self::GiveUpTooYoung,
         Self::ForgetIndexRow,
@@ -76,6 +79,7 @@ impl Planted {
             Self::UsePositionTwice => "use-position-twice",
             Self::CheckpointAheadOfLog => "checkpoint-ahead-of-log",
             Self::RetireTooEarly => "retire-too-early",
+            Self::RecycleTooEarly => "recycle-too-early",
             Self::GiveUpTooMuch => "give-up-too-much",
             Self::GiveUpTooYoung => "give-up-too-young",
             Self::ForgetIndexRow => "forget-index-row",

@@ -6,7 +6,7 @@
 //! | `mark-{epoch:010}` | the mark of a run | read, unlinked once a fresh segment says as much |
 //! | `index-{base:020}-{epoch:010}` | the index of the segment of that name | opened behind the start, and made again if it is no good; unlinked if its segment is no part of the log |
 //! | `checkpoint-{begin:020}-{epoch:010}` | a checkpoint | the newest good one is read, those before the newest two are unlinked |
-//! | `spare-…` | a file of zeros, waiting to become a segment | unlinked |
+//! | `spare-…` | a file of zeros, or that of a segment that was retired, waiting to become a segment | unlinked |
 //! | `tmp-…` | a file that was never finished | unlinked |
 //! | `damaged-…` | a checkpoint that is none any more; a segment of bad identity, given up by `--accept-loss` | left alone, for whoever wants to look into it |
 //! | anything else | not ours | left alone |
@@ -50,6 +50,11 @@ impl FileKind {
 /// The n-th spare begun in a run.
 pub(super) fn spare_name(epoch: Epoch, n: u32) -> String {
     format!("spare-{:010}-{n}", epoch.0)
+}
+
+/// The file of a segment that has left the log, and may become another one.
+pub(super) fn retired_name(segment: SegmentName) -> String {
+    format!("spare-{segment}")
 }
 
 pub(super) fn mark_name(epoch: Epoch) -> String {
@@ -110,7 +115,7 @@ mod tests {
             temporary_index_name(segment),
             temporary_checkpoint_name(Epoch(3)),
         ];
-        for name in temporary.into_iter().chain([spare_name(Epoch(3), 7)]) {
+        for name in temporary.into_iter().chain([spare_name(Epoch(3), 7), retired_name(segment)]) {
             assert_eq!(FileKind::of(&name), FileKind::Leftover, "{name}");
         }
         assert_eq!(FileKind::of(&damaged_name(segment)), FileKind::Foreign);

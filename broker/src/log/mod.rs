@@ -6,7 +6,7 @@
 //! | `recovery`, `chain`, `damage` | the start: what the log is, where it was cut, what is missing from it |
 //! | `ring`, `placement` | the newest bytes; where the next entry goes |
 //! | `flusher` | which bytes are written when, and how far the log is durable |
-//! | `segment`, `ahead`, `task` | segment files, those made ahead, the work that the disk is asked for |
+//! | `segment`, `ahead`, `retirement`, `task` | segment files, those made ahead, those given up, the work that the disk is asked for |
 //! | `checkpoint` | what the log says up to a position, so that a start reads only what came since |
 //! | `mark` | how far the log was durable, for a start that finds nothing else |
 //! | `reader` | old entries, from the disk |
@@ -40,6 +40,7 @@ mod options;
 mod placement;
 mod reader;
 mod recovery;
+mod retirement;
 mod ring;
 mod scrub;
 pub mod search;

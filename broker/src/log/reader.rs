@@ -171,7 +171,7 @@ impl<D: Disk> LogReader<D> {
     }
 
     /// The oldest segment is no part of the log any more. Reads of it that are under way end as they would have.
-    pub(super) fn retire_oldest(&self) -> Option<SegmentName> {
+    pub(super) fn retire_oldest(&self) -> Option<ReadableSegment<D>> {
         let segments = &mut *self.segments.borrow_mut();
         if segments.by_base.is_empty() {
             return None;
@@ -179,7 +179,7 @@ impl<D: Disk> LogReader<D> {
         let retired = segments.by_base.remove(0);
         segments.opened.retain(|base| *base != retired.base);
         self.cache.forget(Space::Log, &(retired.base.0..retired.end.0));
-        Some(retired.name)
+        Some(retired)
     }
 
     /// Reads `[position, position + len)`, which must be durable and lie in one segment, as every entry does.

@@ -71,6 +71,11 @@ impl Scrubber {
         self.is_busy
     }
 
+    /// Whether the segment at `base` is being read.
+    pub fn is_reading(&self, base: LogPosition) -> bool {
+        self.is_busy && self.last == Some(base)
+    }
+
     /// What is being read is given up.
     pub fn stop(&self) {
         self.stop.ask();

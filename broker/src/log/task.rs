@@ -14,8 +14,9 @@ use super::disk::{Access, BLOCK, Disk, DiskFile, is_full};
 use super::files;
 use super::index::{IndexMade, IndexWork};
 use super::mark::{MARK_FILE_LEN, Mark};
+use super::retirement::{RetiredFile, Retirement};
 use super::scrub::{ScrubWork, Scrubbed};
-use super::segment::{Identity, SegmentName};
+use super::segment::Identity;
 
 /// Something to carry out. Several may run at once.
 #[must_use = "a task that is not run stops the log"]
@@ -25,7 +26,7 @@ pub(super) enum Work<D: Disk> {
     Write { number: u64, file: Rc<D::File>, buffer: D::Buffer, offset: u64, fails: bool, early: bool },
     Spare { disk: D, name: String, order: SpareOrder, pace: Rc<SparePace> },
     Name { disk: D, spare: Spare },
-    Retire { disk: D, name: SegmentName },
+    Retire(Retirement<D>),
     Mark { disk: D, file: Option<Rc<D::File>>, mark: Mark },
     Index(IndexWork<D>),
     Scrub(ScrubWork<D>),
@@ -43,7 +44,8 @@ pub(super) enum Outcome<D: Disk> {
     /// `None`: given up because the log is being stopped.
     SpareMade(io::Result<Option<Spare>>),
     Named(Result<OpenSegment<D>, NotNamed>),
-    Retired(io::Result<()>),
+    /// With its file, where that is kept.
+    Retired(io::Result<Option<RetiredFile>>),
     Marked(io::Result<Rc<D::File>>),
     /// `None`: given up because the log is being stopped.
     Indexed(Option<IndexMade<D>>),
@@ -52,13 +54,15 @@ pub(super) enum Outcome<D: Disk> {
 }
 
 /// What spare is wanted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct SpareOrder {
     pub size: u64,
     /// What must stay free on the file system.
     pub keep_free: u64,
     /// Where that cannot be had: the size of one that takes no batches, which may leave half as much.
     pub reserve: Option<u64>,
+    /// A file that is to be used again in the place of a new one.
+    pub retired: Option<RetiredFile>,
 }
 
 /// A file of zeros, synced, waiting for an identity and a name.
@@ -68,6 +72,8 @@ pub(super) struct Spare {
     pub size: u64,
     /// Made of what is kept free: not for batches.
     pub is_reserve: bool,
+    /// It was a segment before.
+    pub is_recycled: bool,
     /// Who it is to be.
     pub identity: SpareIdentity,
 }
@@ -153,7 +159,7 @@ impl<D: Disk> LogTask<D> {
             }
             Work::Spare { disk, name, order, pace } => Outcome::SpareMade(make_spare(&disk, name, order, &pace).await),
             Work::Name { disk, spare } => Outcome::Named(name_segment(&disk, spare).await),
-            Work::Retire { disk, name } => Outcome::Retired(retire_segment(&disk, name).await),
+            Work::Retire(retirement) => Outcome::Retired(retirement.run().await),
             Work::Mark { disk, file, mark } => Outcome::Marked(write_mark(&disk, file, mark).await),
             Work::Index(work) => Outcome::Indexed(work.run().await),
             Work::Scrub(work) => Outcome::Scrubbed(work.run().await),
@@ -163,7 +169,20 @@ impl<D: Disk> LogTask<D> {
 
 /// Makes a spare as it is ordered or, where there is no space for that, as a reserve.
 async fn make_spare<D: Disk>(disk: &D, name: String, order: SpareOrder, pace: &SparePace) -> io::Result<Option<Spare>> {
-    let spare = |size, is_reserve| Spare { name: name.clone(), size, is_reserve, identity: SpareIdentity::Open };
+    if let Some(RetiredFile { name, size }) = order.retired {
+        match clear(disk, &name, size, order.keep_free, pace).await {
+            // It was given back, so that it can be told what may be made of what is free.
+            Err(error) if is_full(&error) => {}
+            cleared => {
+                let identity = SpareIdentity::Open;
+                return Ok(cleared?.then(|| Spare { name, size, is_reserve: false, is_recycled: true, identity }));
+            }
+        }
+    }
+    let spare = |size, is_reserve| {
+        let (name, identity) = (name.clone(), SpareIdentity::Open);
+        Spare { name, size, is_reserve, is_recycled: false, identity }
+    };
     match (make_zeros(disk, &name, order.size, order.keep_free, pace).await, order.reserve) {
         (Err(error), Some(reserve)) if is_full(&error) => {
             // Why there is nothing better is what counts, where this cannot be had either.
@@ -176,14 +195,12 @@ async fn make_spare<D: Disk>(disk: &D, name: String, order: SpareOrder, pace: &S
 
 /// Writes a file of zeros and syncs it. Where that fails, the file is removed again, so that it holds no space.
 async fn make_zeros<D: Disk>(disk: &D, name: &str, size: u64, keep_free: u64, pace: &SparePace) -> io::Result<bool> {
-    // Where it cannot be told what is free, it shows.
-    let leaves = async |left: u64| keep_free == 0 || disk.free_bytes().await.map_or(true, |free| free >= left);
-    if !leaves(size.saturating_add(keep_free)).await {
+    if !leaves(disk, size.saturating_add(keep_free), keep_free).await {
         return Err(io::ErrorKind::StorageFull.into());
     }
     let made = match disk.create(name, size).await {
         // Others may have taken space meanwhile, another shard for example, for as good a reason.
-        Ok(_) if !leaves(keep_free).await => Err(io::ErrorKind::StorageFull.into()),
+        Ok(_) if !leaves(disk, keep_free, keep_free).await => Err(io::ErrorKind::StorageFull.into()),
         Ok(file) => zero(disk, &file, 0, size, Some(pace)).await,
         Err(error) => Err(error),
     };
@@ -192,6 +209,25 @@ async fn make_zeros<D: Disk>(disk: &D, name: &str, size: u64, keep_free: u64, pa
         let _ = disk.remove(name).await;
     }
     made
+}
+
+/// The same with the file of a retired segment in the place of a new one.
+async fn clear<D: Disk>(disk: &D, name: &str, size: u64, keep_free: u64, pace: &SparePace) -> io::Result<bool> {
+    let cleared = match disk.open(name, Access::Prepare).await {
+        Ok(_) if !leaves(disk, keep_free, keep_free).await => Err(io::ErrorKind::StorageFull.into()),
+        Ok(file) => zero(disk, &file, 0, size, Some(pace)).await,
+        Err(error) => Err(error),
+    };
+    if cleared.is_err() {
+        // The same.
+        let _ = disk.remove(name).await;
+    }
+    cleared
+}
+
+/// Whether so much is free, if any of it is to be kept free. Where it cannot be told, it shows.
+async fn leaves<D: Disk>(disk: &D, left: u64, keep_free: u64) -> bool {
+    keep_free == 0 || disk.free_bytes().await.map_or(true, |free| free >= left)
 }
 
 /// Zeros `[from, size)` and syncs the file; with a pace in steps that leave room for others. False: stopped on the way.
@@ -250,17 +286,6 @@ async fn write_identity<D: Disk>(disk: &D, file_name: &str, identity: &Identity)
     identity.encode(&mut block);
     file.write_at(block, 0).await?;
     file.sync().await
-}
-
-/// Unlinks a segment, its index first: an index of no segment is nothing.
-async fn retire_segment<D: Disk>(disk: &D, name: SegmentName) -> io::Result<()> {
-    for file in [files::index_name(name), name.to_string()] {
-        match disk.remove(&file).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    disk.sync_directory().await
 }
 
 /// Writes a mark, making its file first where it is the run's first one.

@@ -66,6 +66,7 @@ pub struct Shard {
     seal: EntrySeal,
     rolls: u64,
     retired: u64,
+    recycled: u64,
     scrubbed: u64,
     /// Whether the devices of this seed fail now and then.
     devices_fail: bool,
@@ -171,6 +172,7 @@ impl Shard {
             seal,
             rolls: 0,
             retired: 0,
+            recycled: 0,
             scrubbed: 0,
             devices_fail,
         };
@@ -365,6 +367,12 @@ impl Shard {
     pub fn take_retired(&mut self) -> u64 {
         let before = std::mem::replace(&mut self.retired, self.log.counters().retired);
         self.retired - before
+    }
+
+    /// Files of retired segments made into spares since the last call.
+    pub fn take_recycled(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.recycled, self.log.counters().recycled);
+        self.recycled - before
     }
 
     /// Segments scrubbed since the last call.

@@ -67,6 +67,7 @@ statistics! {
     checkpoints: "checkpoints",
     restored: "starts from a checkpoint",
     retired: "segments retired",
+    recycled: "files of retired segments used again",
     aged: "entries that gave up what was too old for its topic",
     scrubbed: "segments scrubbed",
     too_old: "readers told that their messages are kept no more",

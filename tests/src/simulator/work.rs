@@ -102,6 +102,7 @@ impl Simulation {
             process.shards[shard].retain_topics(&mut self.random, &mut self.ledgers[shard], (now, wall))?;
             self.statistics.aged += process.shards[shard].take_aged();
             self.statistics.retired += process.shards[shard].take_retired();
+            self.statistics.recycled += process.shards[shard].take_recycled();
             self.statistics.rolls += process.shards[shard].take_rolls();
             self.statistics.scrubbed += process.shards[shard].take_scrubbed();
             let (damaged, bad_indexes) = process.shards[shard].found_by_scrub();

@@ -258,6 +258,11 @@ impl<D: Disk> LogIndexes<D> {
         self.0.borrow().making.is_some()
     }
 
+    /// Whether the index of the segment at `base` is being made.
+    pub(in crate::log) fn is_making_of(&self, base: LogPosition) -> bool {
+        self.0.borrow().making == Some(base)
+    }
+
     /// When to call [`Self::next_work`] again though nothing happens.
     pub(in crate::log) fn retry_at(&self) -> Option<Nanos> {
         let set = self.0.borrow();

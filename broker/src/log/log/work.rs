@@ -70,7 +70,7 @@ impl<D: Disk, H: RingHost> Log<D, H> {
                     self.poison(&format!("the next segment could not be put in place: {error}"));
                 }
             }
-            Outcome::Retired(result) => self.retired(&result),
+            Outcome::Retired(result) => self.retired(result),
             Outcome::Marked(result) => self.mark_returned(result, now),
             Outcome::Indexed(made) => {
                 self.indexes.made(made, now);

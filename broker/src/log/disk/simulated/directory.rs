@@ -93,6 +93,11 @@ impl Directory {
         self.durable_names.get(name) == Some(&inode)
     }
 
+    /// The name that a power cut leaves the file.
+    pub fn durable_name_of(&self, inode: Inode) -> Option<&str> {
+        self.durable_names.iter().find(|(_, held)| **held == inode).map(|(name, _)| name.as_str())
+    }
+
     /// Takes every name out of the directory, as somebody does who mounts or moves the wrong thing.
     pub fn move_away(&mut self) {
         self.aside = std::mem::take(&mut self.names);

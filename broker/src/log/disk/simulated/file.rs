@@ -63,7 +63,7 @@ pub struct FileContents {
     made_by: u64,
     /// Whether a sync has made the size durable; before, a power cut may leave an empty file.
     size_durable: bool,
-    /// Blocks that a durable write has filled; the log promises not to write a segment's again.
+    /// Blocks that a durable write has filled; the log promises not to write a segment's again before they are cleared.
     appended: BTreeSet<usize>,
     /// Blocks that the device cannot read.
     unreadable: BTreeSet<usize>,
@@ -130,6 +130,8 @@ impl FileContents {
         let mut rewritten = None;
         for (index, block) in (first..).zip(blocks) {
             self.seen[index] = Rc::clone(block);
+            // The device puts another in its place.
+            self.unreadable.remove(&index);
             if durable {
                 self.durable[index] = Rc::clone(block);
                 self.cached.remove(&index);
@@ -137,6 +139,7 @@ impl FileContents {
                     rewritten = Some(index);
                 }
             } else {
+                self.appended.remove(&index);
                 self.cached.entry(index).or_default().push((serial, Rc::clone(block)));
             }
         }

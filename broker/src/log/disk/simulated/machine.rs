@@ -231,6 +231,19 @@ impl Machine {
         self.world().directories[shard].names()
     }
 
+    /// The number of a file, which it keeps whatever its name. Panics where there is no such file.
+    pub fn file_number(&self, shard: usize, file: &str) -> u64 {
+        match self.world().directories[shard].lookup(file) {
+            Ok(inode) => inode,
+            Err(error) => panic!("{file} has no number: {error}"),
+        }
+    }
+
+    /// How many files were made so far.
+    pub fn files_made(&self) -> u64 {
+        self.world().next_inode
+    }
+
     /// Turns over one bit of a file, as no legal crash does. Panics where there is no such file.
     pub fn flip(&self, shard: usize, file: &str, offset: u64, bit: u8) {
         let mut world = self.world();

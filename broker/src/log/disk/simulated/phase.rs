@@ -15,7 +15,7 @@ pub enum Phase {
     Marks,
     Checkpoints,
     Indexes,
-    /// Unlinking segments that are given up.
+    /// Unlinking segments that are given up, or giving their files the names of spares.
     Retirement,
     /// The segment that a start begins with.
     Start,
@@ -29,6 +29,7 @@ impl Phase {
     pub(super) fn of(request: &Request, directory: &Directory) -> Option<Self> {
         match request {
             Request::Remove { name } if matches!(FileKind::of(name), FileKind::Segment(_)) => Some(Self::Retirement),
+            Request::Rename { from, to } if retires(from, to) => Some(Self::Retirement),
             Request::Make { name, .. } | Request::Remove { name } => Self::of_name(name),
             Request::Rename { from, .. } => Self::of_name(from),
             Request::Write { inode, durable: true, .. } => {
@@ -58,6 +59,10 @@ impl Phase {
         ];
         phases.into_iter().find(|(prefix, _)| unfinished.starts_with(prefix)).map(|(_, phase)| phase)
     }
+}
+
+fn retires(from: &str, to: &str) -> bool {
+    matches!((FileKind::of(from), FileKind::of(to)), (FileKind::Segment(_), FileKind::Leftover))
 }
 
 /// A crash that is to strike within a part of the work.

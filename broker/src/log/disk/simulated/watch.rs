@@ -20,6 +20,8 @@ use crate::log::segment::{Identity, SegmentName};
 pub enum Breach {
     /// A durable write hit a block that an earlier one had filled.
     Rewritten { shard: usize, file: String, block: usize },
+    /// A file was cleared while a power cut would have left it a segment.
+    ClearedEarly { shard: usize, file: String },
     /// A process wrote into a file that an earlier one had made.
     Inherited { shard: usize, file: String },
     /// Time passed, so that something may have relied on a position of the ring's page, while its two copies differed.
@@ -43,7 +45,12 @@ impl World {
     pub fn watch(&mut self, shard: usize, request: &Request) {
         self.watch_rings();
         match request {
-            Request::Write { inode, blocks, .. } => {
+            Request::Write { inode, blocks, durable, .. } => {
+                let left = self.directories[shard].durable_name_of(*inode).filter(|_| !durable);
+                if let Some(file) = left.filter(|file| SegmentName::parse(file).is_some()) {
+                    let file = file.to_owned();
+                    self.breach(Breach::ClearedEarly { shard, file });
+                }
                 if self.directories[shard].file(*inode).made_by() != self.processes {
                     let file = self.directories[shard].name_of(*inode).to_owned();
                     self.breach(Breach::Inherited { shard, file });
