@@ -66,7 +66,7 @@ fn take_in(shard: &Shard, retaining: &mut Retaining, outcome: RetentionOutcome<S
         (before, log.counters())
     };
     if after.retire_failures > before.retire_failures {
-        tracing::warn!(shard = shard.id.0, "a segment could not be unlinked: tried again");
+        tracing::warn!(shard = shard.id.0, "a segment could not be retired: tried again");
     }
     if after.retired > before.retired {
         tracing::info!(shard = shard.id.0, "a segment was given up, as retention asks");

@@ -14,7 +14,7 @@ use crate::log::fault::Faults;
 use crate::log::log::{Appended, CloseState, Log};
 use crate::log::options::{BootId, Directory, LogOptions, RunId};
 use crate::log::recovery::{Replay, RingFate, StartReport};
-use crate::log::task::Completion;
+use crate::log::task::{Completion, LogTask};
 use crate::log::{AppendRefused, CloseError, StartError};
 
 pub(super) type SimulatedLog = Log<SimulatedDisk, SimulatedRings>;
@@ -258,6 +258,12 @@ impl Process {
             }
             writer.finish(begin).await.unwrap()
         })
+    }
+
+    /// Runs a task to its end, and nothing beside it.
+    pub fn run(&mut self, task: LogTask<SimulatedDisk>) {
+        let completion = self.machine.block_on(task.run());
+        self.log.complete(completion, self.now());
     }
 
     /// Waits until nothing is to be done: the next segment is there, and the spare behind it.

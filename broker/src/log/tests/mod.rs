@@ -9,6 +9,7 @@ pub(super) mod device;
 mod full;
 mod indexing;
 mod loss;
+mod recycling;
 mod retiring;
 mod running;
 mod scrubbing;

@@ -1,13 +1,12 @@
 //! Segments that leave the log at its front: only what two checkpoints cover, in order, and for ever.
 
 use peregrine_protocol::ids::DurableLevel::Synced;
-use peregrine_protocol::ids::{LogPosition, Nanos};
+use peregrine_protocol::ids::LogPosition;
 
 use super::bench::{Bench, Process};
 use super::damage::damage;
-use crate::log::LogTask;
 use crate::log::ReadError;
-use crate::log::disk::simulated::{Conditions, Crash, SimulatedDisk};
+use crate::log::disk::simulated::{Conditions, Crash};
 
 const BATCH: usize = 100 << 10;
 
@@ -31,12 +30,6 @@ fn with_checkpoints(bench: &Bench, all: u64, checkpoints: u64) -> Process {
 }
 
 impl Process {
-    /// Runs a task to its end, and nothing beside it.
-    fn run(&mut self, task: LogTask<SimulatedDisk>) {
-        let completion = self.machine.block_on(task.run());
-        self.log.complete(completion, Nanos(self.machine.now()));
-    }
-
     /// Retires what may be; how many segments.
     fn retire_all(&mut self) -> usize {
         let mut retired = 0;

@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
     use crate::log::disk::simulated::{Conditions, Machine, SimulatedDisk};
-    use crate::log::disk::{Disk, DiskFile, RingHost, RingMemory};
+    use crate::log::disk::{Access, Disk, DiskFile, RingHost, RingMemory};
     use crate::log::options::{BootId, RunId};
     use crate::log::ring::{PAGE_LEN, Ring};
 
@@ -190,6 +190,27 @@ mod tests {
             let mark = Mark { directory, shard: ShardId(0), epoch: EPOCH, sequence: 0, durable, closes };
             machine.block_on(file(&disk, &format!("{durable}-{closes}"), true, |block| mark.encode(block)));
             assert_eq!(machine.take_breaches(), Vec::from_iter(breach), "{mark:?}");
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_cleared_before_it_has_left_durably_is_noticed() {
+        let segment = SegmentName { epoch: EPOCH, base: LogPosition(8192) }.to_string();
+        for has_left in [false, true] {
+            let machine = Machine::new(1, 1, Conditions::default());
+            let disk = machine.disk(0);
+            machine.block_on(async {
+                file(&disk, &segment, true, |_| ()).await;
+                disk.sync_directory().await.unwrap();
+                disk.rename(&segment, "spare").await.unwrap();
+                if has_left {
+                    disk.sync_directory().await.unwrap();
+                }
+                let file = disk.open("spare", Access::Prepare).await.unwrap();
+                file.write_at(vec![0; BLOCK], 0).await.unwrap();
+            });
+            let early = (!has_left).then_some(Breach::ClearedEarly { shard: 0, file: segment.clone() });
+            assert_eq!(machine.take_breaches(), Vec::from_iter(early));
         }
     }
 
