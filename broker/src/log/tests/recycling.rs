@@ -152,11 +152,27 @@ fn the_file_of_an_earlier_run_is_unlinked() {
         let mut process = bench.start();
         cover(&mut process, 60, 62);
         process.rest();
+        // From now on the log has it open, as it has its own.
+        drop(bench.machine.block_on(process.log.read_disk(LogPosition(0), 100)).expect("it is there"));
         retire(&mut process);
         assert_eq!(numbers_of(&bench, "spare-0000000000000"), [0; 0], "{:?}", bench.names());
         roll(&mut process, 62);
         assert_eq!((process.log.counters().retired, process.log.counters().recycled), (1, 0));
     }
+}
+
+/// Segments grow while a run is young: the next spare is larger.
+#[test]
+fn the_file_of_a_small_segment_is_unlinked() {
+    let mut bench = Bench::new();
+    bench.options.segment_bytes = 8 << 20;
+    let mut process = covered(&bench, 60);
+    retire(&mut process);
+    assert_eq!(numbers_of(&bench, "spare-0000000000000"), [0; 0]);
+    cover(&mut process, 60, 180);
+    process.rest();
+    retire(&mut process);
+    assert_eq!(numbers_of(&bench, "spare-0000000000000").len(), 1, "one of the configured size: {:?}", bench.names());
 }
 
 #[test]
