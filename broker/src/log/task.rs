@@ -175,7 +175,7 @@ async fn make_spare<D: Disk>(disk: &D, name: String, order: SpareOrder, pace: &S
             Err(error) if is_full(&error) => {}
             cleared => {
                 let identity = SpareIdentity::Open;
-                return Ok(cleared?.then(|| Spare { name, size, is_reserve: false, is_recycled: true, identity }));
+                return Ok(cleared?.then_some(Spare { name, size, is_reserve: false, is_recycled: true, identity }));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use peregrine_protocol::ids::DurableLevel::Synced;
 use peregrine_protocol::ids::{LogPosition, Nanos};
 
-use super::bench::{Bench, Process};
+use super::bench::{Bench, Process, SimulatedLog};
 
 use crate::log::ScrubOptions;
 use crate::log::disk::simulated::{Conditions, Crash};
@@ -249,7 +249,7 @@ fn a_disk_that_is_nearly_full_gets_the_space_back() {
     assert!(bench.names().contains(&KEPT.to_owned()));
     bench.machine.set_conditions(free((16 << 20) - 1));
     process.append_all(60..60 + FILL, Synced, BATCH);
-    process.wait_until(|log| log.is_disk_full());
+    process.wait_until(SimulatedLog::is_disk_full);
     assert!(!bench.names().contains(&KEPT.to_owned()), "{:?}", bench.names());
     bench.machine.set_conditions(free((16 << 20) + SEGMENT));
     process.wait_until(|log| !log.is_disk_full());
