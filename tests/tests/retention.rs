@@ -64,6 +64,46 @@ fn the_oldest_messages_are_given_up_and_nothing_else_is() {
     assert_eq!(numbers(&broker.command_line().consume_all("t")), kept);
 }
 
+/// Files that were segments and wait to be the next ones.
+fn waiting(broker: &Broker) -> Vec<String> {
+    let files = fs::read_dir(broker.data().join("shard-0000")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    // Those made anew count from 0 behind the epoch.
+    names.filter(|name| name.starts_with("spare-") && name.len() == "spare-".len() + 20 + 1 + 10).collect()
+}
+
+#[test]
+fn the_file_of_a_segment_is_used_again() {
+    let settings = Settings::default().shards(1).segment_bytes(SEGMENT).argument("--checkpoint-age=100ms");
+    let mut broker = settings.argument(format!("--retention-size={SIZE}")).start();
+    broker.command_line().create_topic("t", 1);
+    let mut produced = 0;
+    let mut produce_until = |broker: &Broker, what: &str, come: &dyn Fn() -> bool| {
+        eventually(what, Duration::from_secs(60), || {
+            produce(broker, produced..produced + 2_000);
+            produced += 2_000;
+            come()
+        });
+        produced
+    };
+    produce_until(&broker, "a file waits", &|| !waiting(&broker).is_empty());
+    let first = waiting(&broker)[0].clone();
+    let produced = produce_until(&broker, "it is used, and the next one waits", &|| {
+        let waiting = waiting(&broker);
+        !waiting.is_empty() && !waiting.contains(&first)
+    });
+    let kept = numbers(&broker.command_line().consume_all("t"));
+    assert!(kept[0] > 0, "something was given up");
+    assert_eq!(kept, (kept[0]..produced).collect::<Vec<_>>());
+
+    let left = waiting(&broker);
+    broker.kill_nine();
+    broker.start_again();
+    assert!(waiting(&broker).iter().all(|name| !left.contains(name)), "{left:?}: it was unlinked");
+    let kept = numbers(&broker.command_line().consume_all("t"));
+    assert_eq!(kept, (kept[0]..produced).collect::<Vec<_>>());
+}
+
 /// A segment goes when two checkpoints of the run know what it said, and checkpoints came only while messages did: a shard at rest, or one
 /// whose disk was full, kept what was due until somebody produced again.
 #[test]
