@@ -22,6 +22,7 @@ pub mod dataset;
 pub mod fuzz;
 pub mod harm;
 pub mod mount;
+pub mod network_simulator;
 pub mod programs;
 pub mod random;
 pub mod simulator;

@@ -75,6 +75,7 @@ struct State {
     backlog: VecDeque<u64>,
     acceptor: Option<Waker>,
     cuts: u64,
+    news: u64,
 }
 
 /// A handle on the network; clones share it.
@@ -97,6 +98,7 @@ impl Network {
             backlog: VecDeque::new(),
             acceptor: None,
             cuts: 0,
+            news: 0,
         };
         Self { machine: machine.clone(), state: Rc::new(RefCell::new(state)) }
     }
@@ -108,6 +110,11 @@ impl Network {
     /// Connections that were cut so far.
     pub fn cuts(&self) -> u64 {
         self.state.borrow().cuts
+    }
+
+    /// Changes whenever a client may have something to receive, or room to send.
+    pub fn news(&self) -> u64 {
+        self.state.borrow().news
     }
 
     /// A client connects.
@@ -222,6 +229,7 @@ impl State {
     }
 
     fn arrive(&mut self, id: u64, arrival: Arrival) {
+        self.news += u64::from(!matches!(arrival, Arrival::ToBroker(_) | Arrival::ClientEnds));
         let is_piece = matches!(arrival, Arrival::ToBroker(_) | Arrival::ToClient(_));
         if is_piece && self.random.one_in(self.conditions.cut_one_in) {
             self.cut(id);
@@ -250,6 +258,7 @@ impl State {
     /// What was on its way is lost, and both ends find out.
     fn cut(&mut self, id: u64) {
         self.cuts += 1;
+        self.news += 1;
         self.arrivals.retain(|_, (of, _)| *of != id);
         let Some(connection) = self.connections.get_mut(&id) else { return };
         connection.was_cut = true;
@@ -299,6 +308,12 @@ impl Socket {
 
     /// Zero bytes are the end.
     pub fn poll_read(&self, context: &Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = self.poll_arrived(context, into);
+        self.network.state.borrow_mut().news += u64::from(read.is_ready());
+        read
+    }
+
+    fn poll_arrived(&self, context: &Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
         self.with(Poll::Ready(Ok(0)), |connection| {
             if connection.was_cut {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));

@@ -40,7 +40,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use fault::Fault;
 pub use statistics::Statistics;
+pub(crate) use statistics::statistics;
 pub use violation::Violation;
+pub(crate) use violation::promise;
 
 /// What came of one seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ pub fn run(seed: u64, planted: Option<Fault>, verbose: bool) -> Outcome {
     Outcome { violation, trace: simulation.trace(), statistics: simulation.statistics() }
 }
 
-fn sentence_of(panic: &(dyn Any + Send)) -> &str {
+pub(crate) fn sentence_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")
 }

@@ -1,7 +1,6 @@
 //! How much a seed, or a range of them, got to do: a simulation that reaches nothing finds nothing.
 
-use std::fmt;
-
+/// Makes `Statistics`: counts over a run, each with the words that it is told in.
 macro_rules! statistics {
     ($($(#[$doc:meta])* $name:ident: $label:literal,)+) => {
         /// Counts over a run.
@@ -21,14 +20,15 @@ macro_rules! statistics {
             }
         }
 
-        impl fmt::Display for Statistics {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for Statistics {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 let counts: Vec<String> = self.counts().map(|(label, count)| format!("{count} {label}")).collect();
                 f.write_str(&counts.join(", "))
             }
         }
     };
 }
+pub(crate) use statistics;
 
 statistics! {
     starts: "starts",

@@ -16,7 +16,7 @@ impl fmt::Display for Violation {
 macro_rules! promise {
     ($holds:expr, $($sentence:tt)+) => {
         if !$holds {
-            return Err($crate::simulator::violation::Violation(format!($($sentence)+)));
+            return Err($crate::simulator::Violation(format!($($sentence)+)));
         }
     };
 }
