@@ -12,6 +12,7 @@ use crate::shard::mesh_messages::{Request, Return};
 use crate::shard::proxy;
 use crate::shard::reports;
 use crate::shard::runtime::{self, turn};
+use crate::shard::seams::PlantedInShards;
 use crate::shard::tickets::Reply;
 use peregrine_protocol::ids::ShardId;
 use std::cell::Cell;
@@ -104,8 +105,10 @@ fn take_return(executor: &Rc<Executor>, peer: usize, message: Return) {
     match message {
         Return::Answer { connection, shard, frame } => {
             executor.credit(shard).place_back();
+            let is_lost = executor.seams.has_planted(PlantedInShards::LoseForwardedAnswer);
             if let Some(connection) = executor.peers.connection(connection)
                 && !frame.is_empty()
+                && !is_lost
             {
                 connection.send(|out| out.extend_from_slice(&frame));
                 connection.answered();

@@ -3,8 +3,33 @@
 
 use crate::control::settings::{Switch, TestFault};
 use crate::limits::{ACKNOWLEDGEMENTS_PER_SHARD, ROOM_WITHIN};
+use crate::simulated::Scheduler;
 use peregrine_protocol::ids::Nanos;
 use std::sync::atomic::Ordering;
+
+/// Defects that a simulation plants in an executor, to see that they are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlantedInShards {
+    /// Batches are acknowledged as soon as they are in the ring, whatever level they asked for.
+    AnswerBatchesEarly,
+    /// Where a socket takes a part of what it is given, one byte of the rest is forgotten.
+    ForgetUnsentByte,
+    /// The answer to a request that another executor sent on is lost.
+    LoseForwardedAnswer,
+}
+
+impl PlantedInShards {
+    pub const ALL: [Self; 3] = [Self::AnswerBatchesEarly, Self::ForgetUnsentByte, Self::LoseForwardedAnswer];
+
+    /// The word of the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::AnswerBatchesEarly => "answer-batches-early",
+            Self::ForgetUnsentByte => "forget-unsent-byte",
+            Self::LoseForwardedAnswer => "lose-forwarded-answer",
+        }
+    }
+}
 
 /// One executor's.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +40,7 @@ pub struct Seams {
     pub acknowledgements: usize,
     patient: Option<Switch>,
     forwarded_held: Option<Switch>,
+    planted: Option<PlantedInShards>,
 }
 
 impl Seams {
@@ -24,6 +50,7 @@ impl Seams {
             acknowledgements: ACKNOWLEDGEMENTS_PER_SHARD,
             patient: None,
             forwarded_held: None,
+            planted: Scheduler::with_here(|scheduler| scheduler.options().planted).flatten(),
         };
         for fault in faults {
             match *fault {
@@ -35,6 +62,10 @@ impl Seams {
             }
         }
         seams
+    }
+
+    pub fn has_planted(&self, fault: PlantedInShards) -> bool {
+        self.planted == Some(fault)
     }
 
     /// How long a batch waits for room.

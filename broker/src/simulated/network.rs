@@ -171,7 +171,9 @@ impl Network {
         state.is_listening = false;
         state.acceptor = None;
         state.backlog.clear();
-        let open: Vec<u64> = state.connections.keys().copied().collect();
+        // Who is still connecting finds whoever listens then.
+        let known = state.connections.iter().filter(|(_, connection)| connection.state != WireState::Connecting);
+        let open: Vec<u64> = known.map(|(id, _)| *id).collect();
         for id in open {
             state.broker_closes(now, id, true);
         }

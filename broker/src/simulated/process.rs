@@ -16,6 +16,7 @@ use crate::shard::executor::Layout;
 use crate::shard::listener::Listener;
 use crate::shard::mesh;
 use crate::shard::run::{self, RunError, Task};
+use crate::shard::seams::PlantedInShards;
 use crate::shard::startup::Startup;
 use crate::shard::watchdog::Watchdog;
 
@@ -25,6 +26,8 @@ pub struct ProcessOptions {
     pub executors: usize,
     /// What the logs do wrong on purpose.
     pub faults: Faults,
+    /// What the executors do wrong on purpose.
+    pub planted: Option<PlantedInShards>,
     /// Rings and segments that a few entries fill.
     pub smallest: Smallest,
 }

@@ -7,6 +7,7 @@ use std::panic;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use peregrine_broker::control::logging::{Log, LogSettings};
 use peregrine_tests::{network_simulator, simulator};
 
 const USAGE: &str = "usage: scripts/simulate [--network] --seeds FROM..TO [--fault NAME] [--verbose]
@@ -24,6 +25,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let ran = parse(std::env::args().skip(1)).and_then(|arguments| {
+        // What the broker says goes to standard error, between the events.
+        let filter = if arguments.verbose { "info" } else { "off" };
+        let _log = Log::start(&LogSettings { filter: filter.to_owned(), json: false });
         if !arguments.verbose {
             // A panic is a violation like any other and is told with its seed.
             panic::set_hook(Box::new(|_| {}));

@@ -12,7 +12,7 @@ use crate::simulator::{Violation, promise};
 pub struct Kept {
     pub number: u64,
     pub level: DurableLevel,
-    /// Losses of power before it was acknowledged or seen.
+    /// Losses of power before the life of the broker that said so. What it said may arrive when the next one runs.
     power_cuts: u64,
     /// Where it is found by itself; known of what was acknowledged.
     pub locator: Option<MessageLocator>,
@@ -76,8 +76,12 @@ impl Archive {
         number: u64,
         level: DurableLevel,
         locator: Option<MessageLocator>,
+        power_cuts: u64,
     ) -> Result<(), Violation> {
-        let kept = Kept { number, level, power_cuts: self.power_cuts, locator, store_time: None };
+        let kept = Kept { number, level, power_cuts, locator, store_time: None };
+        if !self.is_owed(&kept) {
+            return Ok(());
+        }
         if let Some(other) = self.owed_at(queue, offset) {
             promise!(
                 other.number == number,
@@ -97,7 +101,12 @@ impl Archive {
         number: u64,
         level: DurableLevel,
         store_time: Nanos,
+        power_cuts: u64,
     ) -> Result<(), Violation> {
+        let kept = Kept { number, level, power_cuts, locator: None, store_time: Some(store_time) };
+        if !self.is_owed(&kept) {
+            return Ok(());
+        }
         if let Some(other) = self.owed_at(queue, offset) {
             promise!(
                 other.number == number,
@@ -105,7 +114,6 @@ impl Archive {
                 other.number
             );
         }
-        let kept = Kept { number, level, power_cuts: self.power_cuts, locator: None, store_time: Some(store_time) };
         self.queue(queue)?.seen.insert(offset, kept);
         Ok(())
     }
@@ -120,6 +128,13 @@ impl Archive {
     pub fn acknowledged_of(&self, queue: QueueId) -> impl Iterator<Item = (QueueOffset, &Kept)> {
         let all = self.queues.get(&queue).into_iter().flat_map(|of| &of.acknowledged);
         all.filter(|(_, kept)| self.is_owed(kept)).map(|(offset, kept)| (*offset, kept))
+    }
+
+    /// The end of what of a queue must be visible: a `memory` message waits for those before it that are to be synced.
+    pub fn visible_end(&self, queue: QueueId) -> QueueOffset {
+        let synced = self.acknowledged_of(queue).filter(|(_, kept)| kept.level == DurableLevel::Synced);
+        let ends = synced.chain(self.seen_of(queue)).map(|(offset, _)| offset + 1);
+        ends.max().unwrap_or_default()
     }
 
     /// What was seen of a queue and must be there, in order.

@@ -8,6 +8,7 @@ use peregrine_broker::log::disk::simulated::{Conditions, Machine, Random};
 use peregrine_broker::log::fault::{Faults, Planted};
 use peregrine_broker::log::{LogOptions, ScrubOptions, Smallest};
 use peregrine_broker::retaining::RetentionBounds;
+use peregrine_broker::shard::seams::PlantedInShards;
 use peregrine_broker::simulated::{NetworkConditions, ProcessOptions};
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
 use peregrine_protocol::ids::Nanos;
@@ -17,17 +18,24 @@ pub const DIRECTORY: u128 = 7;
 
 /// A defect that is planted to prove that the oracle would notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault(pub Planted);
+pub enum Fault {
+    Log(Planted),
+    Shards(PlantedInShards),
+}
 
 impl Fault {
     /// Those that clients can tell.
     pub fn all() -> impl Iterator<Item = Self> {
-        [Planted::AcknowledgeBeforeWrite, Planted::ForgetIndexRow].into_iter().map(Self)
+        let log = [Planted::AcknowledgeBeforeWrite, Planted::ForgetIndexRow].into_iter().map(Self::Log);
+        log.chain(PlantedInShards::ALL.into_iter().map(Self::Shards))
     }
 
     /// The word of the command line.
     pub fn word(self) -> &'static str {
-        self.0.word()
+        match self {
+            Self::Log(planted) => planted.word(),
+            Self::Shards(planted) => planted.word(),
+        }
     }
 }
 
@@ -95,8 +103,14 @@ impl Configuration {
 
     pub fn process_options(&self) -> ProcessOptions {
         let faults = Faults::default();
-        faults.plant(self.planted.map(|fault| fault.0));
-        ProcessOptions { executors: self.executors, faults, smallest: Smallest { ring: 64 << 10, segment: 64 << 10 } }
+        let mut planted = None;
+        match self.planted {
+            Some(Fault::Log(fault)) => faults.plant(Some(fault)),
+            Some(Fault::Shards(fault)) => planted = Some(fault),
+            None => {}
+        }
+        let smallest = Smallest { ring: 64 << 10, segment: 64 << 10 };
+        ProcessOptions { executors: self.executors, faults, planted, smallest }
     }
 
     pub fn identity(&self, machine: &Machine) -> Identity {

@@ -13,6 +13,7 @@ use peregrine_protocol::message::{
 
 use super::link::Link;
 use super::message::numbers_of;
+use super::producer::Producer;
 use super::simulation::{PATIENCE, Simulation, TOPIC};
 use crate::simulator::{Violation, promise};
 
@@ -20,7 +21,7 @@ impl Simulation {
     pub(super) fn make_topic(&mut self, process: &mut Process) -> Result<(), Violation> {
         let retention = TopicRetention::default();
         let create = CreateTopic { name: TOPIC, queues: self.configuration.queues, retention };
-        let mut link = Link::open(&self.network, "administrator", None);
+        let mut link = Link::open(&self.network, "administrator", None, 0);
         let topic = self.ask(process, &mut link, &Request::CreateTopic(create), |answer| match answer {
             Answer::CreateTopic(created) => Ok(created.topic.id),
             other => Err(Violation(format!("a topic was to be made: {other:?}"))),
@@ -40,7 +41,12 @@ impl Simulation {
             if is_done {
                 break;
             }
-            promise!(self.machine.now() < until, "producers do not come to their end");
+            let states = || self.clients.iter().flat_map(|clients| &clients.producers).map(Producer::state);
+            promise!(
+                self.machine.now() < until,
+                "producers do not come to their end: {}",
+                states().collect::<Vec<_>>().join("; ")
+            );
             process.turn(self.next_wake().min(until));
             promise!(process.ended().is_none(), "the broker ended by itself: {:?}", process.ended());
         }
@@ -59,7 +65,7 @@ impl Simulation {
         topic: TopicId,
         queue: QueueId,
     ) -> Result<(QueueOffset, BTreeMap<QueueOffset, u64>), Violation> {
-        let mut link = Link::open(&self.network, "auditor", None);
+        let mut link = Link::open(&self.network, "auditor", None, self.archive.power_cuts());
         loop {
             let look_up = LookUp { topic, queue, start: Start::Earliest };
             let bounds = self.ask(process, &mut link, &Request::LookUp(look_up), |answer| match answer {

@@ -26,13 +26,21 @@ pub struct Link {
     pub speaker: Speaker,
     received: Vec<u8>,
     is_ready: bool,
+    /// Losses of power before it was opened.
+    pub power_cuts: u64,
 }
 
 impl Link {
-    pub fn open(network: &Network, client: &str, shard: Option<ShardId>) -> Self {
+    pub fn open(network: &Network, client: &str, shard: Option<ShardId>, power_cuts: u64) -> Self {
         let mut out = Vec::new();
         let session = Session::open(SessionOptions { client, shard }, &mut out);
-        Self { wire: network.connect(), speaker: Speaker { session, out }, received: Vec::new(), is_ready: false }
+        Self {
+            wire: network.connect(),
+            speaker: Speaker { session, out },
+            received: Vec::new(),
+            is_ready: false,
+            power_cuts,
+        }
     }
 
     /// Whether requests may be sent.

@@ -76,7 +76,7 @@ impl Looker {
     ) -> Result<(), Violation> {
         let Some(mut link) = self.link.take() else {
             if now >= self.again_at {
-                self.link = Some(Link::open(network, "looker", Some(self.shard)));
+                self.link = Some(Link::open(network, "looker", Some(self.shard), archive.power_cuts()));
                 self.again_at = u64::MAX;
                 statistics.connections += 1;
             }
@@ -127,7 +127,7 @@ impl Looker {
     fn think(&self, archive: &Archive, random: &mut Random) -> Option<(Ask, Question)> {
         let queue = *random.pick(&archive.queues());
         let acknowledged: Vec<(QueueOffset, Kept)> =
-            archive.acknowledged_of(queue).map(|(offset, kept)| (offset, *kept)).collect();
+            visible(archive, queue).map(|(offset, kept)| (offset, *kept)).collect();
         match random.below(4) {
             0 => {
                 let known: Vec<_> = acknowledged.iter().filter(|(_, kept)| kept.locator.is_some()).collect();
@@ -137,7 +137,7 @@ impl Looker {
             1 => {
                 let key = any_key(random);
                 let here = archive.queues().into_iter().filter(|&queue| archive.shard_of(queue) == self.shard);
-                let all = here.flat_map(|queue| archive.acknowledged_of(queue));
+                let all = here.flat_map(|queue| visible(archive, queue));
                 let wanted = all.filter(|(_, kept)| key_of(kept.number).as_ref() == Some(&key));
                 let wanted = wanted.map(|(offset, kept)| (offset, *kept)).collect();
                 Some((Ask::From(LogPosition(0)), Question::Find { key, wanted, found: BTreeSet::new() }))
@@ -151,6 +151,12 @@ impl Looker {
             }
         }
     }
+}
+
+/// What was acknowledged and must be found.
+fn visible(archive: &Archive, queue: QueueId) -> impl Iterator<Item = (QueueOffset, &Kept)> {
+    let end = archive.visible_end(queue);
+    archive.acknowledged_of(queue).take_while(move |(offset, _)| *offset < end)
 }
 
 /// Which part of the answer is asked for.
@@ -204,7 +210,7 @@ fn judge(
             statistics.got += 1;
         }
         (Question::Get { queue, kept, .. }, Answer::Error(error)) => {
-            let may_be_gone = !must(&kept) && is(error, &[ErrorCode::UnknownMessage, ErrorCode::OffsetTooOld]);
+            let may_be_gone = !must(&kept) && is(error, &[ErrorCode::UnknownMessage, ErrorCode::MessageTooOld]);
             promise!(
                 may_be_gone || error.retriable,
                 "message {} of queue {queue} was asked for by its id: {}",

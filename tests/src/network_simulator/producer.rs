@@ -97,6 +97,15 @@ impl Producer {
         self.core.is_idle()
     }
 
+    /// What it waits for.
+    pub fn state(&self) -> String {
+        let connections = self.connections.iter().map(|(shard, one)| {
+            let is_ready = one.link.as_ref().map(Link::is_ready);
+            format!("{shard:?}: ready {is_ready:?}, {} unanswered", one.in_flight.len())
+        });
+        format!("{} messages, {}", self.pending, connections.collect::<Vec<_>>().join("; "))
+    }
+
     /// Sends another message, to one of its queues.
     pub fn push(&mut self, number: u64, level: DurableLevel, now: u64, random: &mut Random) {
         let queue = *random.pick(&self.queues);
@@ -117,9 +126,11 @@ impl Producer {
         statistics: &mut Statistics,
     ) -> Result<(), Violation> {
         self.core.wake(Nanos(now));
+        let links = self.connections.values().filter_map(|connection| connection.link.as_ref());
+        let said_before = links.map(|link| link.power_cuts).min().unwrap_or(archive.power_cuts());
         let named: Vec<Option<ShardId>> = self.connections.keys().copied().collect();
         for &shard in &named {
-            self.serve(shard, network, now, statistics)?;
+            self.serve(shard, network, now, archive.power_cuts(), statistics)?;
         }
         self.send(now);
         for connection in self.connections.values_mut() {
@@ -127,7 +138,7 @@ impl Producer {
                 link.flush();
             }
         }
-        self.report(archive, statistics)
+        self.report(archive, said_before, statistics)
     }
 
     fn shards_of(&self, named: Option<ShardId>) -> Vec<ShardId> {
@@ -139,6 +150,7 @@ impl Producer {
         named: Option<ShardId>,
         network: &Network,
         now: u64,
+        power_cuts: u64,
         statistics: &mut Statistics,
     ) -> Result<(), Violation> {
         let shards = self.shards_of(named);
@@ -146,7 +158,7 @@ impl Producer {
         let core = &mut self.core;
         let Some(link) = &mut connection.link else {
             if now >= connection.again_at {
-                connection.link = Some(Link::open(network, "producer", named));
+                connection.link = Some(Link::open(network, "producer", named, power_cuts));
                 statistics.connections += 1;
             }
             return Ok(());
@@ -202,7 +214,7 @@ impl Producer {
         }
     }
 
-    fn report(&mut self, archive: &mut Archive, statistics: &mut Statistics) -> Result<(), Violation> {
+    fn report(&mut self, archive: &mut Archive, power_cuts: u64, statistics: &mut Statistics) -> Result<(), Violation> {
         while let Some(outcome) = self.core.next_outcome() {
             match outcome {
                 Outcome::Acknowledged { token, queue, index, record, acknowledgement } => {
@@ -213,7 +225,7 @@ impl Producer {
                     let id = acknowledgement.position.and_then(|entry| record_id(shard, entry, record));
                     let locator = id.map(|id| MessageLocator::new(DirectoryId(DIRECTORY), id, record.checksum));
                     let offset = acknowledgement.base_offset + u64::from(index);
-                    archive.acknowledged(queue, offset, token.number, acknowledgement.level, locator)?;
+                    archive.acknowledged(queue, offset, token.number, acknowledgement.level, locator, power_cuts)?;
                 }
                 Outcome::Failed { token, queue, error } => {
                     return Err(Violation(format!("message {} of queue {queue} failed: {error}", token.number)));

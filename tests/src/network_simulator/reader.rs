@@ -39,6 +39,8 @@ pub struct Reader {
     /// While it is slow it looks at nothing.
     busy_until: Option<u64>,
     slow_one_in: u64,
+    /// Losses of power before its connection was opened.
+    power_cuts: u64,
 }
 
 impl Reader {
@@ -53,6 +55,7 @@ impl Reader {
             next: None,
             busy_until: None,
             slow_one_in,
+            power_cuts: 0,
         }
     }
 
@@ -75,13 +78,14 @@ impl Reader {
         self.busy_until = None;
         let Some(mut link) = self.link.take() else {
             if now >= self.again_at {
-                self.link = Some(Link::open(network, "reader", Some(self.shard)));
+                self.link = Some(Link::open(network, "reader", Some(self.shard), archive.power_cuts()));
                 self.again_at = u64::MAX;
                 statistics.connections += 1;
             }
             return Ok(());
         };
         let was_ready = link.is_ready();
+        self.power_cuts = link.power_cuts;
         let is_up = link.pump(|speaker, event| self.hear(speaker, event, now, archive, statistics))?;
         if !is_up {
             statistics.disconnections += 1;
@@ -152,6 +156,8 @@ impl Reader {
             (Event::Ended { subscription, error }, Subscription::Open(id)) if *id == subscription => {
                 self.ended(&error, now, archive, statistics)
             }
+            // Its credit crossed the end of its subscription.
+            (Event::Refused { error, .. }, _) if error.code == ErrorCode::UnknownSubscription.number() => Ok(()),
             (other, _) => Err(Violation(format!("a reader was told {other:?}"))),
         }
     }
@@ -169,7 +175,7 @@ impl Reader {
         for (index, number) in numbers_of(delivery.payload, head.record_count)?.into_iter().enumerate() {
             let offset = head.base_offset + index as u64;
             if offset >= next {
-                archive.seen(self.queue, offset, number, level, head.store_time)?;
+                archive.seen(self.queue, offset, number, level, head.store_time, self.power_cuts)?;
                 statistics.seen += 1;
             }
         }
@@ -204,6 +210,8 @@ impl Reader {
                 statistics.too_old += 1;
                 self.next = Some((Epoch::ANY, first));
             }
+            // One that was open is not told: who subscribes again is.
+            (Some(ErrorCode::OffsetTooOld), None) if archive.gives_up => {}
             _ => promise!(error.retriable, "a reader of queue {} was told: {}", self.queue, error.sentence),
         }
         Ok(())

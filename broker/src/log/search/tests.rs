@@ -8,7 +8,7 @@ use crate::log::index::tests::segment::{BASE, Bench, Draft, FIRST_TIME, mixed};
 use crate::log::index::{KeyHash, LogIndexes, SealedSegment};
 use peregrine_protocol::entry::{Codec, EntrySeal};
 use peregrine_protocol::ids::{LogPosition, Nanos, TopicId};
-use peregrine_protocol::limits::ENTRY_HEADER_LEN;
+use peregrine_protocol::limits::{ENTRY_HEADER_LEN, PAD_HEADER_LEN};
 use std::cell::Cell;
 use std::ops::{Deref, Range};
 
@@ -193,6 +193,21 @@ fn a_search_keeps_to_its_times() {
         assert_eq!((find(time(6), time(36)), find(time(7), time(37)), find(time(17), time(26))), (3, 3, 0));
         assert_eq!((find(time(40), Nanos::MAX), find(time(16), time(16))), (0, 0));
     }
+}
+
+/// A pad that fills the ring's end is shorter than the header of another entry: who looked for more than there was before it had
+/// reached the disk was told that the log is damaged.
+#[test]
+fn a_short_pad_at_the_end_of_the_ring_is_no_damage() {
+    let mut draft = Draft::new();
+    draft.push_batch(1, 0, 0, Codec::None, &[Some(b"key".to_vec())], 10);
+    draft.push_pad(PAD_HEADER_LEN as u64);
+    let split = draft.end();
+    draft.push_batch(1, 0, 0, Codec::None, &[Some(b"key".to_vec())], 10);
+    let bench = Bench::of(&draft);
+    let log = Drafted::new(&draft, split);
+    let found = bench.machine.block_on(find(&log, &indexes(&bench, false), asked(TopicId(1), b"key"), BASE));
+    assert_eq!(found.expect("no damage").len(), 2);
 }
 
 /// Two keys for which XXH64 gives the same behind any eight bytes: its second lane takes their words 0 and 4 one after the other, and

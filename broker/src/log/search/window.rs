@@ -74,9 +74,13 @@ impl<L: SearchedLog> SearchWindow<L> {
     /// The entry that begins at `at`, if one does; its payload is not looked at.
     pub async fn entry(&mut self, at: LogPosition) -> Result<Option<Entry>, SearchError> {
         let Some(stretch) = self.log.stretch(at).filter(|stretch| stretch.contains(&at)) else { return Ok(None) };
-        let need = ENTRY_HEADER_LEN.min((stretch.end - at) as usize);
+        let mut need = ENTRY_HEADER_LEN.min((stretch.end - at) as usize);
         if need < PAD_HEADER_LEN || !at.0.is_multiple_of(ENTRY_ALIGN) {
             return Ok(None);
+        }
+        // A pad may be shorter than other headers, and what follows it may stand elsewhere: it is the last thing in a ring.
+        if let Err(SearchError::Read(ReadError::NotInLog(_))) = self.bytes(at, need, COLD_READ).await {
+            need = PAD_HEADER_LEN;
         }
         let seal = self.log.seal();
         let entry = Entry::decode(self.bytes(at, need, COLD_READ).await?, seal);

@@ -13,6 +13,7 @@ use crate::shard::answers;
 use crate::shard::clock;
 use crate::shard::executor::{ColdRead, Executor};
 use crate::shard::runtime::turn;
+use crate::shard::seams::PlantedInShards;
 use crate::shard::stages::Stage;
 use crate::shard::state::NoBytes;
 use peregrine_protocol::message::ErrorAnswer;
@@ -166,7 +167,11 @@ fn send(executor: &Executor, connection: &Connection) -> io::Result<(usize, Sent
             (true, Some(bytes)) => Ok((0, Sent::Cold(bytes))),
             (false, _) => {
                 let count = connection.socket.send(gather)?;
-                Ok((count, if count == gather.len() { Sent::All } else { Sent::Blocked }))
+                if count == gather.len() {
+                    return Ok((count, Sent::All));
+                }
+                let forgotten = usize::from(executor.seams.has_planted(PlantedInShards::ForgetUnsentByte));
+                Ok((count + forgotten, Sent::Blocked))
             }
         }
     })?;
