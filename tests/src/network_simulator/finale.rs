@@ -36,8 +36,7 @@ impl Simulation {
         let until = self.machine.now() + PATIENCE;
         loop {
             self.act()?;
-            let is_done =
-                self.clients.as_ref().is_none_or(|clients| clients.producers.iter().all(|producer| producer.is_idle()));
+            let is_done = self.clients.as_ref().is_none_or(|clients| clients.producers.iter().all(Producer::is_idle));
             if is_done {
                 break;
             }

@@ -184,10 +184,14 @@ impl Producer {
             connection.again_at = now + BACK_OFF;
             connection.in_flight.clear();
             if std::mem::take(&mut connection.was_ready) {
-                shards.iter().for_each(|&shard| core.disconnected(shard, Nanos(now)));
+                for shard in shards {
+                    core.disconnected(shard, Nanos(now));
+                }
             }
         } else if link.is_ready() && !std::mem::replace(&mut connection.was_ready, true) {
-            shards.iter().for_each(|&shard| core.connected(shard, Nanos(now)));
+            for shard in shards {
+                core.connected(shard, Nanos(now));
+            }
         }
         Ok(())
     }
