@@ -300,7 +300,7 @@ pub struct Socket {
 impl Socket {
     /// Another end of the connection, for the executor that it is handed to.
     pub fn hand_over(&self) -> HandedSocket {
-        std::mem::forget(self.network.socket(self.id));
+        self.with((), |connection| connection.broker_ends += 1);
         HandedSocket { id: Some(self.id) }
     }
 
