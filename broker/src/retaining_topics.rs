@@ -63,8 +63,8 @@ pub type IndexTask = Pin<Box<dyn Future<Output = IndexAnswer>>>;
 
 /// What an index said.
 pub struct IndexAnswer {
-    question: IndexQuestion,
-    found: Result<Option<IndexedBatch>, IndexLookUpError>,
+    pub(crate) question: IndexQuestion,
+    pub(crate) found: Result<Option<IndexedBatch>, IndexLookUpError>,
 }
 
 impl RetainingTopics {

@@ -3,8 +3,16 @@
 use peregrine_protocol::ids::DurableLevel::{Memory, Synced};
 use peregrine_protocol::ids::QueueOffset;
 
+use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
+use peregrine_protocol::message::TopicRetention;
+
 use super::*;
 use crate::engine::index::Asked;
+use crate::log::damage::Extent;
+use crate::log::disk::simulated::{Conditions, Machine};
+use crate::log::index::IndexedBatch;
+use crate::log::{BootId, Directory, Log, LogOptions, Replay, RunId};
+use crate::retaining_topics::{IndexAnswer, RetainingTopics, TopicsTurn};
 
 const QUEUE: QueueKey = QueueKey { topic: TOPIC, queue: QueueId(0) };
 const START: u64 = 1_000_000;
@@ -118,4 +126,79 @@ fn where_the_indexes_have_nothing_so_young_all_that_was_dropped_is_old() {
     assert_eq!(found(&bench, &question), None);
     let first_kept = time(&bench, 64);
     assert_eq!(bench.engine.aged_by_index(&question, None), Aged::Start(QueueOffset(128), Some(first_kept)));
+}
+
+/// A log of which nothing is replayed.
+struct Nothing;
+
+impl Replay for Nothing {
+    fn entry(&mut self, _: &EntryHeader, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn lost(&mut self, _: Extent) {}
+
+    fn begin(&mut self) {}
+
+    fn restore(&mut self, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn restored(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Where a topic that keeps its messages for 101 ns comes to ask an index, and is altered to keep them for so long before the
+/// answer: the start that is moved to then.
+fn start_given_while_an_index_is_asked(altered_to: Option<u64>) -> Option<QueueOffset> {
+    let mut bench = bench(200);
+    let alter = |bench: &mut Bench, age: Option<u64>| {
+        let retention = TopicRetention { age: age.map(Nanos) };
+        bench.change(bench.engine.decide_alter("t", None, Some(retention), bench.now));
+        bench.harden();
+    };
+    alter(&mut bench, Some(101));
+    let to = bench.log[1 + 150].0.position;
+    bench.engine.indexed(to);
+    while bench.engine.drop_indexed(&mut Slice::new(3)) {}
+
+    let machine = Machine::new(1, 1, Conditions::default());
+    let directory = Directory { id: DirectoryId(7), secret: DirectorySecret([9; 16]), device: 1, inode: 2 };
+    let options = LogOptions::new(HOME, directory, BootId(1), RunId(1), None);
+    let options = LogOptions { ring_bytes: 1 << 20, largest_entry: 1 << 18, ..options };
+    let started = machine.block_on(Log::start(machine.disk(0), machine.rings(), options, &mut Nothing));
+    let (mut log, _) = started.expect("a first start");
+    let times = (bench.now, bench.now);
+    let mut topics = RetainingTopics::default();
+    let turned = topics.turn(&mut bench.engine, &mut log, times, |_, _, _| panic!("memory cannot know yet"));
+    assert!(matches!(turned, TopicsTurn::Ask(_)));
+    if altered_to != Some(101) {
+        alter(&mut bench, altered_to);
+    }
+    let first = bench.log[1 + 100].0;
+    let found = IndexedBatch {
+        offset: first.base_offset,
+        records: first.record_count,
+        position: first.position,
+        length: first.length,
+        store_time: first.store_time,
+    };
+    let question =
+        IndexQuestion { queue: QUEUE, asked: Asked::Time(first.store_time), below: bench.log[1 + 128].0.base_offset };
+    let mut moved = None;
+    let answer = IndexAnswer { question, found: Ok(Some(found)) };
+    topics.answered(&answer, &mut bench.engine, &mut log, times, |_, _, _| {
+        moved = Some(first.base_offset);
+        Ok(())
+    });
+    moved
+}
+
+/// It gave up what the age asked for that had been said before.
+#[test]
+fn a_topic_that_is_altered_while_an_index_is_asked_gives_up_nothing_by_that_answer() {
+    assert_eq!(start_given_while_an_index_is_asked(Some(101)), Some(QueueOffset(200)));
+    assert_eq!(start_given_while_an_index_is_asked(None), None);
+    assert_eq!(start_given_while_an_index_is_asked(Some(1_000)), None);
 }
