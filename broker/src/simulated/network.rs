@@ -451,6 +451,11 @@ impl Wire {
         state.connections.get_mut(&self.id).map_or(0, |connection| connection.to_client.take_all(into))
     }
 
+    /// Whether the network ended it, and not the broker.
+    pub fn was_cut(&self) -> bool {
+        self.network.state.borrow().connections.get(&self.id).is_some_and(|connection| connection.was_cut)
+    }
+
     /// Bytes that have arrived and were not received.
     pub fn has_arrived(&self) -> usize {
         let state = self.network.state.borrow();

@@ -13,6 +13,8 @@ use peregrine_broker::simulated::{NetworkConditions, ProcessOptions};
 use peregrine_protocol::entry::{DirectoryId, DirectorySecret};
 use peregrine_protocol::ids::Nanos;
 
+use super::producer::Manner;
+
 /// The id of the data directory.
 pub const DIRECTORY: u128 = 7;
 
@@ -26,7 +28,7 @@ pub enum Fault {
 impl Fault {
     /// Those that clients can tell.
     pub fn all() -> impl Iterator<Item = Self> {
-        let log = [Planted::AcknowledgeBeforeWrite, Planted::ForgetIndexRow].into_iter().map(Self::Log);
+        let log = [Planted::AcknowledgeBeforeWrite, Planted::ForgetIndexRow, Planted::GiveUpTooYoung].into_iter().map(Self::Log);
         log.chain(PlantedInShards::ALL.into_iter().map(Self::Shards))
     }
 
@@ -41,7 +43,7 @@ impl Fault {
 
 pub struct Configuration {
     pub settings: Settings,
-    executors: usize,
+    pub executors: usize,
     planted: Option<Fault>,
     /// While lives last; the last start of a seed is undisturbed.
     pub conditions: Conditions,
@@ -50,22 +52,28 @@ pub struct Configuration {
     pub lives: u64,
     /// How long a life lasts where no crash ends it, nanoseconds.
     pub life: u64,
-    pub queues: u32,
+    /// Topics to begin with; they may have ages of their own.
+    pub topics: u64,
+    pub topic_ages: bool,
+    /// Producers of each topic, and how they send.
     pub producers: u64,
-    pub lookers: u64,
-    pub has_stranger: bool,
-    /// A message is sent once in so many nanoseconds.
-    pub every: u64,
-    /// A reader takes its time once in so many looks.
-    pub slow_one_in: u64,
+    pub manner: Manner,
+    pub inquirers: u64,
+    /// Between two questions, and between two orders of the administrator, nanoseconds at most.
+    pub pause: u64,
+    /// A stranger comes once in so many nanoseconds.
+    pub stranger_every: Option<u64>,
 }
 
 impl Configuration {
     pub fn random(random: &mut Random, planted: Option<Fault>) -> Self {
         let shards = *random.pick(&[1, 2, 2, 3]);
         let failing = random.one_in(4);
+        let settings = settings(shards, random);
+        let batch_max = u64::from(settings.batch_max) & !7;
+        let batch_bytes = random.pick(&[2_000, 16_000, batch_max]).min(&batch_max).to_owned();
         Self {
-            settings: settings(shards, random),
+            settings,
             executors: random.between(1, u64::from(shards)) as usize,
             planted,
             conditions: Conditions {
@@ -87,12 +95,19 @@ impl Configuration {
             },
             lives: random.between(1, 4),
             life: random.between(5, 120) * 1_000_000,
-            queues: random.between(1, 4) as u32,
+            topics: random.between(1, 2),
+            topic_ages: random.one_in(3),
             producers: random.between(1, 2),
-            lookers: random.between(0, 2),
-            has_stranger: random.coin(),
-            every: *random.pick(&[50_000, 400_000, 2_000_000]),
-            slow_one_in: *random.pick(&[0, 10, 100]),
+            manner: Manner {
+                usual_bytes: *random.pick(&[30, 200, 3_000]),
+                batch_bytes,
+                burst: *random.pick(&[1, 8, 30]),
+                pause: *random.pick(&[50_000, 400_000, 4_000_000]),
+                messages: *random.pick(&[10, 30, 80]),
+            },
+            inquirers: random.below(3),
+            pause: *random.pick(&[100_000, 1_000_000, 10_000_000]),
+            stranger_every: random.coin().then(|| *random.pick(&[1_000_000, 20_000_000])),
         }
     }
 
@@ -127,8 +142,8 @@ impl Configuration {
 }
 
 fn settings(shards: u16, random: &mut Random) -> Settings {
-    let ring_bytes = *random.pick(&[256 << 10, 512 << 10]);
-    let segment_bytes = *random.pick(&[128 << 10, 256 << 10, 512 << 10]);
+    let ring_bytes = *random.pick(&[64 << 10, 128 << 10, 512 << 10]);
+    let segment_bytes = *random.pick(&[64 << 10, 128 << 10, 256 << 10, 512 << 10]);
     let largest_entry = LogOptions::entry_bound(ring_bytes, segment_bytes);
     let times = |millis| Nanos::from_millis(millis);
     Settings {

@@ -1,59 +1,63 @@
-//! The messages of the simulation: each is wholly given by its number, so that whoever reads one knows all that it must be.
+//! Messages that say which they are: a number in a section of its own, from which all else follows.
 
 use peregrine_broker::log::disk::simulated::Random;
-use peregrine_protocol::record::{Batch, Record, RecordDraft};
+use peregrine_protocol::record::{Record, RecordDraft, SectionNumber};
 
-use crate::simulator::{Violation, promise};
-
-/// Different keys.
+/// Keys that are in use: few, so that each has several messages.
 const KEYS: u64 = 5;
+/// Tags that are in use.
+const TAGS: [&str; 2] = ["odd", "even"];
 
-/// A message's bytes as a record.
-pub fn record_of(number: u64) -> Vec<u8> {
-    let mut random = Random::new(number);
-    let len = match random.below(40) {
-        0 => random.between(9_000, 30_000),
-        1..=5 => random.between(400, 4_000),
-        6 => 0,
-        _ => random.below(300),
-    };
-    let mut body = number.to_le_bytes().to_vec();
-    body.resize(8 + len as usize, 0);
-    random.fill(&mut body[8..]);
-    let key = key_of(number);
-    let mut record = Vec::new();
-    let tag = random.one_in(2).then_some("tagged");
-    RecordDraft { key: key.as_deref(), tag, body: &body, ..RecordDraft::default() }.append_to(&mut record);
-    record
+/// The number of a message; no two messages of a simulation have the same.
+pub type Number = u64;
+
+/// What a message is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    pub number: Number,
+    pub key: Option<u64>,
+    has_tag: bool,
+    body: usize,
 }
 
-/// Most messages have a key.
-pub fn key_of(number: u64) -> Option<Vec<u8>> {
-    let key = Random::new(number ^ 0x6B65_7973).below(KEYS + 1);
-    (key < KEYS).then(|| format!("key-{key}").into_bytes())
-}
+impl Message {
+    /// One whose body has at most `body_max` bytes, usually far fewer.
+    pub fn random(random: &mut Random, number: Number, usual: u64, body_max: u64) -> Self {
+        let body = match random.below(24) {
+            0 => 0,
+            1 => random.between(body_max / 2, body_max),
+            _ => random.below(usual + 1),
+        };
+        let key = random.coin().then(|| random.below(KEYS));
+        Self { number, key, has_tag: random.one_in(3), body: body as usize }
+    }
 
-/// A key at random.
-pub fn any_key(random: &mut Random) -> Vec<u8> {
-    format!("key-{}", random.below(KEYS)).into_bytes()
-}
+    pub fn random_key(random: &mut Random) -> u64 {
+        random.below(KEYS)
+    }
 
-/// The numbers of the messages of a batch that somebody was given: whole, and as they were sent.
-pub fn numbers_of(payload: &[u8], count: u32) -> Result<Vec<u64>, Violation> {
-    let damaged = |error| Violation(format!("a batch was delivered damaged: {error}"));
-    let batch = Batch::new(payload, count).map_err(damaged)?;
-    batch.records().map(|record| number_of(&record.map_err(damaged)?)).collect()
-}
+    pub fn key_bytes(key: u64) -> Vec<u8> {
+        format!("key-{key}").into_bytes()
+    }
 
-/// The number of a message: it is that message, byte for byte.
-fn number_of(record: &Record<'_>) -> Result<u64, Violation> {
-    let Some(number) = record.body().first_chunk() else {
-        return Err(Violation("a message was delivered that nobody sent: it has no number".to_owned()));
-    };
-    let number = u64::from_le_bytes(*number);
-    let sent = record_of(number);
-    // What is sent is filled to a multiple of eight bytes.
-    let is_it = sent.starts_with(record.bytes()) && sent.len() - record.bytes().len() < 8;
-    promise!(is_it, "message {number} was delivered with other bytes than it was sent with");
-    Ok(number)
+    /// Its record with the zeros that fill it.
+    pub fn record(&self) -> Vec<u8> {
+        let key = self.key.map(Self::key_bytes);
+        let body: Vec<u8> = (0..self.body).map(|at| (self.number as usize * 31 + at / 7) as u8).collect();
+        let draft = RecordDraft {
+            key: key.as_deref(),
+            tag: self.has_tag.then(|| TAGS[(self.number % 2) as usize]),
+            body: &body,
+            trace_context: Some(&self.number.to_le_bytes()),
+            ..RecordDraft::default()
+        };
+        let mut record = Vec::with_capacity(self.body + 96);
+        draft.append_to(&mut record);
+        record
+    }
+
+    /// The number that a record says it has.
+    pub fn number_of(record: &Record<'_>) -> Option<Number> {
+        record.section(SectionNumber::TraceContext)?.try_into().ok().map(u64::from_le_bytes)
+    }
 }

@@ -4,26 +4,31 @@
 //!   seed ──► Configuration, Machine (disk, rings, clock, crashes), Network (delays, pieces, cuts)
 //!     lives:  Process ── executors, connections, router, mesh, flushers, retention, scrub: the code of production
 //!                │ bytes
-//!             Link ── the client's own session: Producer, Reader, Looker; and a Stranger, who has none
+//!             Link ── the client's own session: Producer, Reader, Inquirer, Administrator; and a Stranger, who has none
 //!                │ what was acknowledged, seen, found
-//!             Archive ── the oracle
-//!     finale: a start without disturbance; everything is sent to its end, read, and compared
+//!             Ledger ── the oracle
+//!     finale: a start without disturbance; everything is sent to its end, read, and audited, twice
 //! ```
 //!
 //! The simulator beside this one ([`crate::simulator`]) knows more of log and groups, and is faster; this one goes the way of the
 //! bytes. The first promise that does not hold ends the seed with a [`Violation`].
 
-mod archive;
+mod administrator;
+mod auditor;
+mod catalogue;
+mod clients;
 mod configuration;
 mod finale;
+mod inquirer;
+mod ledger;
 mod link;
-mod looker;
 mod message;
 mod producer;
 mod reader;
 mod simulation;
 mod statistics;
 mod stranger;
+mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,265 +1,234 @@
-//! A producer: the client's idempotent core over links of the simulation.
+//! A producer: the client's core over connections, to the shards of its queues or through one that has them forwarded.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
-use peregrine_broker::log::disk::simulated::Random;
-use peregrine_broker::simulated::Network;
-use peregrine_client::error::Refusal;
 use peregrine_client::idempotence::{
-    Acknowledgement, BatchLimits, CoreOptions, Outcome, ProducerCore, RecordPlace, Ticket,
+    Acknowledgement, BatchLimits, BatchToSend, CoreOptions, Loss, Outcome, ProducerCore, Ticket,
 };
-use peregrine_client::session::Event;
-use peregrine_protocol::entry::{DirectoryId, EntryFlags};
-use peregrine_protocol::ids::{
-    Correlation, DurableLevel, LogPosition, MessageId, Nanos, ProducerId, QueueId, ShardId, TopicId,
-};
-use peregrine_protocol::limits::ENTRY_HEADER_LEN;
-use peregrine_protocol::locator::MessageLocator;
+use peregrine_protocol::entry::EntryFlags;
+use peregrine_protocol::error::ErrorCode;
+use peregrine_protocol::ids::{DurableLevel, Nanos, ProducerId, QueueId, ShardId};
 use peregrine_protocol::message::{ProduceAnswer, ProduceHead};
 use peregrine_protocol::placement::TopicHash;
 
-use super::archive::Archive;
-use super::configuration::DIRECTORY;
-use super::link::Link;
-use super::message::record_of;
-use super::statistics::Statistics;
+use super::catalogue::Topic;
+use super::ledger::Told;
+use super::link::{Link, Said};
+use super::message::{Message, Number};
+use super::world::World;
 use crate::simulator::{Violation, promise};
 
-/// Long enough for every trouble of a simulation.
-const TIMEOUT: Nanos = Nanos::from_secs(3600);
-/// After a connection was lost.
-const BACK_OFF: u64 = 3_000_000;
-/// Messages that wait for their answers.
-const PENDING_MAX: usize = 40;
-
-struct Connection {
-    link: Option<Link>,
-    /// When the next one is made.
-    again_at: u64,
-    in_flight: BTreeMap<Correlation, Ticket>,
-    was_ready: bool,
-}
-
-/// What is pushed and not answered for yet.
-struct Pushed {
-    number: u64,
+/// How a producer sends.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Bytes of a usual message, and of the largest batch.
+    pub usual_bytes: u64,
+    pub batch_bytes: u64,
+    /// Messages of one burst, at most, and nanoseconds between two, at most.
+    pub burst: u64,
+    pub pause: u64,
+    /// Messages in all.
+    pub messages: u64,
 }
 
 pub struct Producer {
-    topic: TopicId,
-    id: ProducerId,
-    core: ProducerCore<Pushed>,
-    queues: Vec<QueueId>,
-    /// By the shard that is named in the hello; `None` is the one connection of a client that knows of no shards.
-    connections: BTreeMap<Option<ShardId>, Connection>,
-    shards: u16,
-    pending: usize,
+    number: usize,
+    topic: Topic,
+    manner: Manner,
+    core: ProducerCore<(Number, QueueId)>,
+    links: Vec<(Vec<ShardId>, Link<Ticket>)>,
+    levels: Vec<DurableLevel>,
+    left: u64,
+    next_burst: u64,
+    lost: u64,
+    is_over: bool,
 }
 
 impl Producer {
-    /// `is_aware`: it has a connection to each shard, and not one for all.
-    pub fn new(
-        id: u64,
-        topic: TopicId,
-        name: &str,
-        queues: Vec<QueueId>,
-        shards: u16,
-        is_aware: bool,
-        random: &mut Random,
-    ) -> Self {
+    pub fn new(world: &mut World, number: usize, topic: &Topic, manner: Manner) -> Self {
+        let seed = world.random.next_u64();
         let options = CoreOptions {
-            topic: TopicHash::of(name),
-            shards,
-            limits: BatchLimits { bytes: 40_000, records: 20 },
-            timeout: TIMEOUT,
-            seed: random.next_u64(),
+            topic: TopicHash::of(&topic.name),
+            shards: world.shards,
+            limits: BatchLimits { bytes: manner.batch_bytes as usize, records: world.random.between(1, 20) as usize },
+            // Every message is to be stored in the end.
+            timeout: Nanos::MAX,
+            seed,
         };
-        let named: Vec<Option<ShardId>> =
-            if is_aware { (0..shards).map(|shard| Some(ShardId(shard))).collect() } else { vec![None] };
-        let connection = || Connection { link: None, again_at: 0, in_flight: BTreeMap::new(), was_ready: false };
-        Self {
-            topic,
-            id: ProducerId(id),
-            core: ProducerCore::new(options),
-            queues,
-            connections: named.into_iter().map(|shard| (shard, connection())).collect(),
-            shards,
-            pending: 0,
-        }
+        let all: Vec<ShardId> = (0..world.shards).map(ShardId).collect();
+        let link = |shard: Option<ShardId>| Link::new(format!("producer-{number}"), shard, seed);
+        let links = match world.random.below(4) {
+            0 => vec![(all, link(None))],
+            1 => vec![(all, link(Some(ShardId(world.pick_shard()))))],
+            _ => all.into_iter().map(|shard| (vec![shard], link(Some(shard)))).collect(),
+        };
+        let levels = match world.random.below(4) {
+            0 => vec![DurableLevel::Memory],
+            1 => vec![DurableLevel::Synced],
+            _ => vec![DurableLevel::Memory, DurableLevel::Synced],
+        };
+        let (core, left) = (ProducerCore::new(options), manner.messages);
+        Self { number, topic: topic.clone(), manner, core, links, levels, left, next_burst: 0, lost: 0, is_over: false }
     }
 
-    pub fn has_room(&self) -> bool {
-        self.pending < PENDING_MAX
-    }
-
-    /// All that was sent is acknowledged.
+    /// Whether all that it has to send was acknowledged.
     pub fn is_idle(&self) -> bool {
-        self.core.is_idle()
+        self.is_over || (self.left == 0 && self.core.is_idle())
     }
 
-    /// What it waits for.
-    pub fn state(&self) -> String {
-        let connections = self.connections.iter().map(|(shard, one)| {
-            let is_ready = one.link.as_ref().map(Link::is_ready);
-            format!("{shard:?}: ready {is_ready:?}, {} unanswered", one.in_flight.len())
-        });
-        format!("{} messages, {}", self.pending, connections.collect::<Vec<_>>().join("; "))
+    /// What it has not begun to send stays unsent.
+    pub fn finish(&mut self) {
+        self.left = 0;
     }
 
-    /// Sends another message, to one of its queues.
-    pub fn push(&mut self, number: u64, level: DurableLevel, now: u64, random: &mut Random) {
-        let queue = *random.pick(&self.queues);
-        self.pending += 1;
-        self.core.push(queue, level, &record_of(number), Pushed { number }, Nanos(now));
-    }
-
-    pub fn next_wake(&self) -> u64 {
-        let connects = self.connections.values().filter(|one| one.link.is_none()).map(|one| one.again_at);
-        connects.chain(self.core.next_wake().map(|at| at.0)).min().unwrap_or(u64::MAX)
-    }
-
-    pub fn act(
-        &mut self,
-        network: &Network,
-        now: u64,
-        archive: &mut Archive,
-        statistics: &mut Statistics,
-    ) -> Result<(), Violation> {
-        self.core.wake(Nanos(now));
-        let links = self.connections.values().filter_map(|connection| connection.link.as_ref());
-        let said_before = links.map(|link| link.power_cuts).min().unwrap_or(archive.power_cuts());
-        let named: Vec<Option<ShardId>> = self.connections.keys().copied().collect();
-        for &shard in &named {
-            self.serve(shard, network, now, archive.power_cuts(), statistics)?;
+    pub fn next_wake(&self, now: u64) -> u64 {
+        if self.is_over {
+            return u64::MAX;
         }
-        self.send(now);
-        for connection in self.connections.values_mut() {
-            if let Some(link) = &mut connection.link {
-                link.flush();
-            }
-        }
-        self.report(archive, said_before, statistics)
+        let links = self.links.iter().map(|(_, link)| link.next_wake(now));
+        let core = self.core.next_wake().map_or(u64::MAX, |at| at.0);
+        let burst = if self.left > 0 { self.next_burst } else { u64::MAX };
+        links.chain([core, burst]).min().unwrap_or(u64::MAX)
     }
 
-    fn shards_of(&self, named: Option<ShardId>) -> Vec<ShardId> {
-        named.map_or_else(|| (0..self.shards).map(ShardId).collect(), |shard| vec![shard])
-    }
-
-    fn serve(
-        &mut self,
-        named: Option<ShardId>,
-        network: &Network,
-        now: u64,
-        power_cuts: u64,
-        statistics: &mut Statistics,
-    ) -> Result<(), Violation> {
-        let shards = self.shards_of(named);
-        let Some(connection) = self.connections.get_mut(&named) else { return Ok(()) };
-        let core = &mut self.core;
-        let Some(link) = &mut connection.link else {
-            if now >= connection.again_at {
-                connection.link = Some(Link::open(network, "producer", named, power_cuts));
-                statistics.connections += 1;
-            }
+    pub fn act(&mut self, world: &mut World) -> Result<(), Violation> {
+        if self.is_over {
             return Ok(());
-        };
-        let in_flight = &mut connection.in_flight;
-        let is_up = link.pump(|_, event| {
-            let (correlation, answer) = match event {
-                Event::Produced { correlation, answer } => (correlation, Ok(acknowledgement(&answer))),
-                Event::Refused { correlation, error } => (correlation, Err(Refusal::from(&error))),
-                Event::Ready(_) => return Ok(()),
-                other => return Err(Violation(format!("a producer was told {other:?}"))),
-            };
-            let Some(ticket) = in_flight.remove(&correlation) else {
-                return Err(Violation(format!("request {correlation:?} was answered twice, or never asked")));
-            };
-            statistics.refused += u64::from(answer.is_err());
-            core.answered(ticket, answer, Nanos(now));
-            Ok(())
-        })?;
-        if !is_up {
-            statistics.disconnections += 1;
-            connection.link = None;
-            connection.again_at = now + BACK_OFF;
-            connection.in_flight.clear();
-            if std::mem::take(&mut connection.was_ready) {
-                for shard in shards {
-                    core.disconnected(shard, Nanos(now));
-                }
+        }
+        let now = Nanos(world.now());
+        for index in 0..self.links.len() {
+            for said in self.links[index].1.turn(world)? {
+                self.heard(world, index, said)?;
             }
-        } else if link.is_ready() && !std::mem::replace(&mut connection.was_ready, true) {
-            for shard in shards {
-                core.connected(shard, Nanos(now));
+        }
+        if self.core.next_wake().is_some_and(|at| at <= now) {
+            self.core.wake(now);
+        }
+        if self.left > 0 && now.0 >= self.next_burst {
+            self.push(world);
+        }
+        self.send(world);
+        self.report(world)
+    }
+
+    fn heard(&mut self, world: &mut World, index: usize, said: Said<Ticket>) -> Result<(), Violation> {
+        let now = Nanos(world.now());
+        match said {
+            Said::Ready => self.links[index].0.iter().for_each(|shard| self.core.connected(*shard, now)),
+            Said::Lost => self.links[index].0.iter().for_each(|shard| self.core.disconnected(*shard, now)),
+            Said::Stored { asked, answer } => {
+                let ProduceAnswer { base_offset, epoch, position, level, duplicate, .. } = answer;
+                promise!(
+                    answer.queue == asked.queue && answer.shard == self.core.shard_of(asked.queue),
+                    "a batch for {:?} was answered {answer:?}",
+                    asked.queue
+                );
+                world.statistics.duplicates += u64::from(duplicate);
+                self.core.answered(asked, Ok(Acknowledgement { base_offset, epoch, position, level, duplicate }), now);
             }
+            Said::Refused { asked, refusal } => {
+                world.statistics.batches_refused += 1;
+                self.core.answered(asked, Err(refusal), now);
+            }
+            _ => return Err(Violation(format!("producer {} was told what it did not ask", self.number))),
         }
         Ok(())
     }
 
-    fn send(&mut self, now: u64) {
+    /// Makes messages and hands them to the core.
+    fn push(&mut self, world: &mut World) {
+        let Manner { usual_bytes, batch_bytes, burst, pause, .. } = self.manner;
+        let queues = world.catalogue.find(self.topic.id).map_or(self.topic.queues, |topic| topic.queues);
+        for _ in 0..world.random.between(1, burst).min(self.left) {
+            let queue = QueueId(world.random.below(u64::from(queues)) as u32);
+            let level = *world.random.pick(&self.levels);
+            let number = world.ledger.next_number();
+            let message = Message::random(&mut world.random, number, usual_bytes, batch_bytes - 128);
+            world.ledger.sends(message, (self.topic.id, queue), self.number, level);
+            let now = Nanos(world.now());
+            self.core.push(queue, level, &message.record(), (number, queue), now);
+            self.left -= 1;
+            world.statistics.sent += 1;
+        }
+        self.next_burst = world.now() + world.random.below(pause + 1);
+    }
+
+    fn send(&mut self, world: &mut World) {
+        let now = world.now();
         while let Some((shard, batch)) = self.core.next_batch(Nanos(now)) {
-            let named = if self.connections.contains_key(&None) { None } else { Some(shard) };
-            let Some(Connection { link: Some(link), in_flight, .. }) = self.connections.get_mut(&named) else {
-                continue;
-            };
+            let BatchToSend { ticket, level, epoch, sequence, records, payload_crc, payload } = batch;
             let head = ProduceHead {
-                topic: self.topic,
-                queue: batch.ticket.queue,
-                producer_id: self.id,
-                producer_epoch: batch.epoch,
-                sequence: batch.sequence,
-                payload_crc: batch.payload_crc,
-                record_count: batch.records,
-                flags: EntryFlags::for_level(batch.level),
+                topic: self.topic.id,
+                queue: ticket.queue,
+                producer_id: ProducerId(self.number as u64 + 1),
+                producer_epoch: epoch,
+                sequence,
+                payload_crc,
+                record_count: records,
+                flags: EntryFlags::for_level(level),
             };
-            let speaker = &mut link.speaker;
-            let correlation = speaker.session.produce(head, &batch.payload, &mut speaker.out);
-            in_flight.insert(correlation, batch.ticket);
+            let route = self.links.iter_mut().find(|(shards, _)| shards.contains(&shard));
+            if let Some((_, link)) = route {
+                link.produce(now, head, &payload, ticket);
+                world.statistics.batches += 1;
+                world.count_request(link.served_by(), shard);
+            }
         }
     }
 
-    fn report(&mut self, archive: &mut Archive, power_cuts: u64, statistics: &mut Statistics) -> Result<(), Violation> {
+    fn report(&mut self, world: &mut World) -> Result<(), Violation> {
         while let Some(outcome) = self.core.next_outcome() {
             match outcome {
-                Outcome::Acknowledged { token, queue, index, record, acknowledgement } => {
-                    self.pending -= 1;
-                    statistics.acknowledged += 1;
-                    statistics.duplicates += u64::from(acknowledgement.duplicate);
+                Outcome::Acknowledged { token: (number, queue), index, record, acknowledgement, .. } => {
+                    let Acknowledgement { base_offset, epoch, position, level, .. } = acknowledgement;
                     let shard = self.core.shard_of(queue);
-                    let id = acknowledgement.position.and_then(|entry| record_id(shard, entry, record));
-                    let locator = id.map(|id| MessageLocator::new(DirectoryId(DIRECTORY), id, record.checksum));
-                    let offset = acknowledgement.base_offset + u64::from(index);
-                    archive.acknowledged(queue, offset, token.number, acknowledgement.level, locator, power_cuts)?;
+                    let link = self.links.iter().find(|(shards, _)| shards.contains(&shard));
+                    let told = Told {
+                        epoch,
+                        offset: base_offset + u64::from(index),
+                        position: position.map(|position| (position, record.start)),
+                        store_time: None,
+                        level,
+                        power_cuts: link.map_or(0, |(_, link)| link.power_cuts()),
+                        is_visible: level > DurableLevel::Memory,
+                    };
+                    world.ledger.acknowledged(number, told)?;
+                    world.statistics.acknowledged += 1;
                 }
-                Outcome::Failed { token, queue, error } => {
-                    return Err(Violation(format!("message {} of queue {queue} failed: {error}", token.number)));
-                }
-                Outcome::Lost(loss) => {
+                Outcome::Failed { token: (number, _), error, .. } => {
+                    let gone = matches!(error.code(), Some(ErrorCode::TopicDeleted | ErrorCode::UnknownTopic));
                     promise!(
-                        archive.power_cuts() > 0,
-                        "{} acknowledged messages of queue {} are lost, and no power was",
-                        loss.messages,
-                        loss.queue
+                        gone && world.ledger.is_doomed(self.topic.id),
+                        "message {number} of producer {} failed: {error}",
+                        self.number
                     );
-                    statistics.told_lost += loss.messages;
+                    self.is_over = true;
                 }
+                Outcome::Lost(loss) => self.lost(world, &loss)?,
             }
         }
         Ok(())
     }
-}
 
-fn acknowledgement(answer: &ProduceAnswer) -> Acknowledgement {
-    Acknowledgement {
-        base_offset: answer.base_offset,
-        epoch: answer.epoch,
-        position: answer.position,
-        level: answer.level,
-        duplicate: answer.duplicate,
+    /// What is reported lost was acknowledged at `memory`, and a power cut came.
+    fn lost(&mut self, world: &mut World, loss: &Loss) -> Result<(), Violation> {
+        let losable = world.ledger.losable((self.topic.id, loss.queue), self.number);
+        promise!(
+            loss.messages <= losable,
+            "producer {} was told that {} messages of queue {} are lost, of which at most {losable} could be",
+            self.number,
+            loss.messages,
+            loss.queue
+        );
+        self.lost += loss.messages;
+        world.statistics.lost += loss.messages;
+        Ok(())
     }
 }
 
-fn record_id(shard: ShardId, entry: LogPosition, record: RecordPlace) -> Option<MessageId> {
-    let start = entry.0.checked_add(ENTRY_HEADER_LEN as u64 + u64::from(record.start))?;
-    MessageId::checked(shard, LogPosition(start))
+impl fmt::Display for Producer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let links: Vec<_> = self.links.iter().map(|(_, link)| (link.is_ready(), link.outstanding())).collect();
+        write!(f, "producer {} of {:?} (connections ready, requests unanswered: {links:?})", self.number, self.topic.id)
+    }
 }

@@ -1,219 +1,239 @@
-//! A reader of one queue: it goes on where it was after each loss of its connection, and is slow at times.
+//! A reader of one queue: subscribes with credit, goes on at (epoch, offset) over lost connections, and takes its time. Between two
+//! places it is told of, nothing may be missing.
 
-use peregrine_broker::log::disk::simulated::Random;
-use peregrine_broker::simulated::Network;
-use peregrine_client::session::Event;
+use peregrine_client::error::Refusal;
 use peregrine_protocol::error::ErrorCode;
-use peregrine_protocol::ids::{
-    Correlation, DurableLevel, Epoch, QueueId, QueueOffset, ShardId, SubscriptionId, TopicId,
-};
-use peregrine_protocol::message::{Answer, Credit, Deliver, ErrorAnswer, Mode, Request, Start, Subscribe};
+use peregrine_protocol::ids::{Epoch, Nanos, QueueOffset, ShardId, SubscriptionId};
+use peregrine_protocol::message::{Answer, BatchHead, Credit, Mode, Request, Start, Subscribe};
+use peregrine_protocol::placement::TopicHash;
 
-use super::archive::Archive;
-use super::link::{Link, Speaker};
-use super::message::numbers_of;
-use super::statistics::Statistics;
+use super::catalogue::Topic;
+use super::ledger::Queue;
+use super::link::{Link, Said};
+use super::world::World;
 use crate::simulator::{Violation, promise};
 
-/// After a lost connection, or a no that may become a yes.
-const BACK_OFF: u64 = 2_000_000;
-const CREDIT_MESSAGES: u32 = 30;
-const CREDIT_BYTES: u64 = 60_000;
+/// After a refusal that may pass.
+const RETRY: u64 = 20_000_000;
 
-enum Subscription {
-    None,
-    Asked(Correlation),
-    Open(SubscriptionId),
+/// A subscription, and the credit that was given and not used.
+#[derive(Clone, Copy, Debug)]
+struct Subscription {
+    id: SubscriptionId,
+    messages: i64,
+    bytes: i64,
 }
 
 pub struct Reader {
-    topic: TopicId,
-    queue: QueueId,
-    /// The shard that it names; that of its queue, or another, from where its requests are sent on.
-    shard: ShardId,
-    link: Option<Link>,
-    again_at: u64,
-    subscription: Subscription,
-    /// Where it goes on; none before it was told where its queue begins.
-    next: Option<(Epoch, QueueOffset)>,
-    /// While it is slow it looks at nothing.
-    busy_until: Option<u64>,
-    slow_one_in: u64,
-    /// Losses of power before its connection was opened.
-    power_cuts: u64,
+    name: String,
+    queue: Queue,
+    link: Link<()>,
+    /// What to subscribe from, and the offset that comes next where that is known.
+    start: Start,
+    next: Option<QueueOffset>,
+    subscription: Option<Subscription>,
+    asked: bool,
+    credit: (u32, u64),
+    /// One batch in so many is followed by a pause of its taking.
+    deaf_one_in: u64,
+    retry_at: u64,
+    newest_store_time: Nanos,
+    is_over: bool,
 }
 
 impl Reader {
-    pub fn new(topic: TopicId, queue: QueueId, shard: ShardId, slow_one_in: u64) -> Self {
+    pub fn new(world: &mut World, number: u64, topic: &Topic, queue: Queue, start: Start) -> Self {
+        let (name, seed) = (format!("reader-{number}"), world.random.next_u64());
+        let shard = match world.random.below(4) {
+            // What it reads comes through another executor.
+            0 => Some(ShardId(world.pick_shard())),
+            1 => None,
+            _ => Some(TopicHash::of(&topic.name).shard_of(queue.1, world.shards)),
+        };
         Self {
-            topic,
+            link: Link::new(name.clone(), shard, seed),
+            name,
             queue,
-            shard,
-            link: None,
-            again_at: 0,
-            subscription: Subscription::None,
-            next: None,
-            busy_until: None,
-            slow_one_in,
-            power_cuts: 0,
-        }
-    }
-
-    pub fn next_wake(&self) -> u64 {
-        let waits = self.link.is_none() || matches!(self.subscription, Subscription::None);
-        self.busy_until.unwrap_or(if waits { self.again_at } else { u64::MAX })
-    }
-
-    pub fn act(
-        &mut self,
-        network: &Network,
-        now: u64,
-        archive: &mut Archive,
-        random: &mut Random,
-        statistics: &mut Statistics,
-    ) -> Result<(), Violation> {
-        if self.busy_until.is_some_and(|until| now < until) {
-            return Ok(());
-        }
-        self.busy_until = None;
-        let Some(mut link) = self.link.take() else {
-            if now >= self.again_at {
-                self.link = Some(Link::open(network, "reader", Some(self.shard), archive.power_cuts()));
-                self.again_at = u64::MAX;
-                statistics.connections += 1;
-            }
-            return Ok(());
-        };
-        let was_ready = link.is_ready();
-        self.power_cuts = link.power_cuts;
-        let is_up = link.pump(|speaker, event| self.hear(speaker, event, now, archive, statistics))?;
-        if !is_up {
-            statistics.disconnections += 1;
-            self.subscription = Subscription::None;
-            self.again_at = now + BACK_OFF;
-            return Ok(());
-        }
-        let may_ask = link.is_ready() && matches!(self.subscription, Subscription::None);
-        if may_ask && (!was_ready || now >= self.again_at) {
-            self.subscribe(&mut link.speaker);
-            self.again_at = u64::MAX;
-            link.flush();
-        }
-        self.link = Some(link);
-        self.busy_until = random.one_in(self.slow_one_in).then(|| now + random.below(30_000_000));
-        Ok(())
-    }
-
-    fn subscribe(&mut self, speaker: &mut Speaker) {
-        let start = self.next.map_or(Start::Earliest, |(epoch, offset)| Start::Offset { epoch, offset });
-        let subscribe = Subscribe {
-            topic: self.topic,
-            queue: self.queue,
-            mode: Mode::Reader,
             start,
-            credit_messages: CREDIT_MESSAGES,
-            credit_bytes: CREDIT_BYTES,
-        };
-        self.subscription = Subscription::Asked(speaker.ask(&Request::Subscribe(subscribe)));
-    }
-
-    fn hear(
-        &mut self,
-        speaker: &mut Speaker,
-        event: Event<'_>,
-        now: u64,
-        archive: &mut Archive,
-        statistics: &mut Statistics,
-    ) -> Result<(), Violation> {
-        match (event, &self.subscription) {
-            (Event::Ready(_), _) => Ok(()),
-            (Event::Answered { correlation, answer: Answer::Subscribe(answer) }, Subscription::Asked(asked))
-                if *asked == correlation =>
-            {
-                if let Some((_, next)) = self.next {
-                    promise!(answer.start == next, "a reader asked for offset {next} and was put at {}", answer.start);
-                }
-                let epoch =
-                    self.next.map_or(answer.epoch, |(epoch, _)| if epoch == Epoch::ANY { answer.epoch } else { epoch });
-                self.next = Some((epoch, answer.start));
-                self.subscription = Subscription::Open(answer.subscription);
-                Ok(())
-            }
-            (Event::Delivered(delivery), Subscription::Open(id)) if *id == delivery.subscription => {
-                let id = *id;
-                self.take(&delivery, archive, statistics)?;
-                let credit = Credit {
-                    subscription: id,
-                    messages: (delivery.batch.end_offset().0 - delivery.batch.first_wanted.0) as u32,
-                    bytes: u64::from(delivery.batch.payload_length),
-                };
-                speaker.session.credit(&credit, &mut speaker.out);
-                Ok(())
-            }
-            (Event::Refused { correlation, error }, Subscription::Asked(asked)) if *asked == correlation => {
-                self.ended(&error, now, archive, statistics)
-            }
-            (Event::Ended { subscription, error }, Subscription::Open(id)) if *id == subscription => {
-                self.ended(&error, now, archive, statistics)
-            }
-            // Its credit crossed the end of its subscription.
-            (Event::Refused { error, .. }, _) if error.code == ErrorCode::UnknownSubscription.number() => Ok(()),
-            (other, _) => Err(Violation(format!("a reader was told {other:?}"))),
+            next: None,
+            subscription: None,
+            asked: false,
+            credit: (world.random.between(1, 100) as u32, *world.random.pick(&[1, 5_000, 100_000])),
+            deaf_one_in: *world.random.pick(&[0, 0, 3, 20]),
+            retry_at: 0,
+            newest_store_time: Nanos::ZERO,
+            is_over: false,
         }
     }
 
-    fn take(
-        &mut self,
-        delivery: &Deliver<'_>,
-        archive: &mut Archive,
-        statistics: &mut Statistics,
-    ) -> Result<(), Violation> {
-        let head = &delivery.batch;
-        let Some((_, next)) = self.next else { return Err(Violation("a delivery before the answer".to_owned())) };
-        promise!(head.first_wanted == next, "a reader at offset {next} was given offset {}", head.first_wanted);
-        let level = head.flags.level().unwrap_or(DurableLevel::Memory);
-        for (index, number) in numbers_of(delivery.payload, head.record_count)?.into_iter().enumerate() {
-            let offset = head.base_offset + index as u64;
-            if offset >= next {
-                archive.seen(self.queue, offset, number, level, head.store_time, self.power_cuts)?;
-                statistics.seen += 1;
-            }
+    pub fn queue(&self) -> Queue {
+        self.queue
+    }
+
+    /// What comes next, as far as it knows; `None` where its topic is gone.
+    pub fn next(&self) -> Option<QueueOffset> {
+        if self.is_over { None } else { Some(self.next.unwrap_or_default()) }
+    }
+
+    pub fn next_wake(&self, now: u64) -> u64 {
+        match self.is_over {
+            true => u64::MAX,
+            false if self.retry_at > now => self.retry_at.min(self.link.next_wake(now)),
+            false => self.link.next_wake(now),
         }
-        self.next = Some((head.epoch, head.end_offset()));
+    }
+
+    pub fn act(&mut self, world: &mut World) -> Result<(), Violation> {
+        if self.is_over {
+            return Ok(());
+        }
+        for said in self.link.turn(world)? {
+            self.heard(world, said)?;
+        }
+        if self.link.is_ready() && !self.asked && self.subscription.is_none() && world.now() >= self.retry_at {
+            self.subscribe(world);
+        }
         Ok(())
     }
 
-    /// Why it is given nothing more here.
-    fn ended(
+    /// Its connection is given up, and made again.
+    pub fn reset(&mut self, world: &World) {
+        self.link.reset(world);
+        self.lost();
+    }
+
+    fn lost(&mut self) {
+        (self.subscription, self.asked) = (None, false);
+    }
+
+    fn subscribe(&mut self, world: &mut World) {
+        let subscribe = Subscribe {
+            topic: self.queue.0,
+            queue: self.queue.1,
+            mode: Mode::Reader,
+            start: self.start,
+            credit_messages: self.credit.0,
+            credit_bytes: self.credit.1,
+        };
+        self.asked = true;
+        world.statistics.subscriptions += 1;
+        self.link.request(world.now(), &Request::Subscribe(subscribe), ());
+    }
+
+    fn heard(&mut self, world: &mut World, said: Said<()>) -> Result<(), Violation> {
+        match said {
+            Said::Ready => {}
+            Said::Lost => self.lost(),
+            Said::Answered { answer, .. } => {
+                let Some(Answer::Subscribe(answer)) = answer.answer() else {
+                    return Err(Violation(format!("{} subscribed and was answered otherwise", self.name)));
+                };
+                self.asked = false;
+                let (messages, bytes) = (i64::from(self.credit.0), self.credit.1 as i64);
+                self.subscription = Some(Subscription { id: answer.subscription, messages, bytes });
+                if let Start::Offset { offset, .. } = self.start {
+                    promise!(answer.start == offset, "{} asked for {offset} and got {}", self.name, answer.start);
+                }
+                promise!(answer.start <= answer.end, "{} begins at {} behind {}", self.name, answer.start, answer.end);
+                if self.start == Start::Earliest {
+                    world.ledger.given_up(self.queue, answer.start, world.wall())?;
+                }
+                self.next = Some(answer.start);
+                self.start = Start::Offset { epoch: answer.epoch, offset: answer.start };
+            }
+            Said::Delivered { subscription, head, payload } => self.takes(world, subscription, &head, &payload)?,
+            Said::Refused { refusal, .. } => {
+                self.asked = false;
+                self.refused(world, &refusal)?;
+            }
+            Said::Ended { subscription, refusal } => {
+                let is_its = self.subscription.is_some_and(|own| own.id == subscription);
+                promise!(is_its, "{} was told of the end of {subscription:?}, which it does not have", self.name);
+                self.subscription = None;
+                self.refused(world, &refusal)?;
+            }
+            _ => return Err(Violation(format!("{} was told what it did not ask", self.name))),
+        }
+        Ok(())
+    }
+
+    fn takes(
         &mut self,
-        error: &ErrorAnswer<'_>,
-        now: u64,
-        archive: &Archive,
-        statistics: &mut Statistics,
+        world: &mut World,
+        id: SubscriptionId,
+        head: &BatchHead,
+        payload: &[u8],
     ) -> Result<(), Violation> {
-        self.subscription = Subscription::None;
-        self.again_at = now + BACK_OFF;
-        let to = error.detail.offset.map(QueueOffset);
-        match (ErrorCode::from_number(error.code), to) {
+        let name = &self.name;
+        let Some(subscription) = self.subscription.as_mut().filter(|subscription| subscription.id == id) else {
+            return Err(Violation(format!("{name} got a batch of {id:?}, which it does not have")));
+        };
+        promise!(subscription.messages > 0 && subscription.bytes > 0, "{name} got a batch without credit");
+        promise!(
+            self.next == Some(head.first_wanted),
+            "{name} of {:?} waited for {:?} and got {}",
+            self.queue,
+            self.next,
+            head.first_wanted
+        );
+        promise!(
+            head.store_time >= self.newest_store_time,
+            "{name} of {:?}: what is at {} was stored before its predecessors",
+            self.queue,
+            head.base_offset
+        );
+        let wanted = head.end_offset().0 - head.first_wanted.0;
+        subscription.messages -= wanted as i64;
+        subscription.bytes -= payload.len() as i64;
+        world.statistics.read += wanted;
+        world.ledger.seen(self.queue, head, payload, self.link.power_cuts())?;
+        self.newest_store_time = head.store_time;
+        self.next = Some(head.end_offset());
+        self.start = Start::Offset { epoch: head.epoch, offset: head.end_offset() };
+        let (full_messages, full_bytes) = (i64::from(self.credit.0), self.credit.1 as i64);
+        if subscription.messages <= full_messages / 2 || subscription.bytes <= full_bytes / 2 {
+            let (messages, bytes) = (full_messages - subscription.messages, full_bytes - subscription.bytes);
+            (subscription.messages, subscription.bytes) = (full_messages, full_bytes);
+            let credit = Credit { subscription: id, messages: messages as u32, bytes: bytes as u64 };
+            self.link.credit(&credit);
+        }
+        if !world.is_calm && world.random.one_in(self.deaf_one_in) {
+            world.statistics.deaf += 1;
+            let until = world.now() + world.random.below(30_000_000);
+            self.link.turn_deaf(until);
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, world: &mut World, refusal: &Refusal) -> Result<(), Violation> {
+        let epoch = if let Start::Offset { epoch, .. } = self.start { epoch } else { Epoch::ANY };
+        match (refusal.code(), refusal.detail.offset.map(QueueOffset)) {
             (Some(ErrorCode::Truncated), Some(at)) => {
-                promise!(archive.power_cuts() > 0, "a reader was told of a cut at offset {at}, and no power was");
-                statistics.truncated += 1;
-                self.next = Some((Epoch::ANY, at));
+                world.statistics.truncated += 1;
+                world.ledger.cut(self.queue, epoch, at)?;
+                self.newest_store_time = Nanos::ZERO;
+                self.go_on_at(at);
             }
             (Some(ErrorCode::OffsetTooOld), Some(first)) => {
-                promise!(archive.gives_up, "a reader was told that {first} is the first offset that is kept");
-                promise!(
-                    self.next.is_none_or(|(_, next)| next < first),
-                    "a reader at {:?} was told that {first} is the first offset that is kept",
-                    self.next
-                );
-                statistics.too_old += 1;
-                self.next = Some((Epoch::ANY, first));
+                world.statistics.too_old += 1;
+                world.ledger.given_up(self.queue, first, world.wall())?;
+                self.go_on_at(first);
             }
-            // One that was open is not told: who subscribes again is.
-            (Some(ErrorCode::OffsetTooOld), None) if archive.gives_up => {}
-            _ => promise!(error.retriable, "a reader of queue {} was told: {}", self.queue, error.sentence),
+            // Of a subscription that ends it tells no offset: subscribing again does.
+            (Some(ErrorCode::OffsetTooOld), None) => {
+                promise!(!world.ledger.keeps_all(self.queue.0), "{} was too old: {:?}", self.name, self.queue);
+            }
+            (Some(ErrorCode::TopicDeleted | ErrorCode::UnknownTopic), _) if world.ledger.is_doomed(self.queue.0) => {
+                self.is_over = true;
+            }
+            _ if refusal.retriable => self.retry_at = world.now() + RETRY,
+            _ => return Err(Violation(format!("{} of {:?} was refused: {refusal}", self.name, self.queue))),
         }
         Ok(())
+    }
+
+    fn go_on_at(&mut self, offset: QueueOffset) {
+        self.next = Some(offset);
+        self.start = Start::Offset { epoch: Epoch::ANY, offset };
     }
 }
