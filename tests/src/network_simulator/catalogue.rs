@@ -16,11 +16,17 @@ pub struct Topic {
 #[derive(Debug, Default)]
 pub struct Catalogue {
     topics: Vec<Topic>,
+    changes: u64,
 }
 
 impl Catalogue {
     pub fn topics(&self) -> &[Topic] {
         &self.topics
+    }
+
+    /// How often it has changed.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub fn find(&self, id: TopicId) -> Option<&Topic> {
@@ -29,6 +35,7 @@ impl Catalogue {
 
     /// Notes a topic, or that it has more queues now.
     pub fn note(&mut self, topic: Topic) {
+        self.changes += 1;
         match self.topics.iter_mut().find(|known| known.id == topic.id) {
             Some(known) => known.queues = known.queues.max(topic.queues),
             None => self.topics.push(topic),
@@ -36,6 +43,7 @@ impl Catalogue {
     }
 
     pub fn forget(&mut self, id: TopicId) {
+        self.changes += 1;
         self.topics.retain(|topic| topic.id != id);
     }
 }

@@ -28,6 +28,8 @@ pub struct Clients {
     /// Topics that have their producers, and queues that have their readers.
     served: BTreeSet<TopicId>,
     read: BTreeSet<Queue>,
+    /// Changes of the catalogue that were looked at.
+    known: u64,
     stranger_every: Option<u64>,
     next_stranger: u64,
 }
@@ -46,6 +48,7 @@ impl Clients {
             strangers: Vec::new(),
             served: BTreeSet::new(),
             read: BTreeSet::new(),
+            known: 0,
             stranger_every,
             next_stranger: 0,
         }
@@ -81,7 +84,10 @@ impl Clients {
     /// Everybody does what there is to do.
     pub fn act(&mut self, world: &mut World, configuration: &Configuration) -> Result<(), Violation> {
         self.administrator.act(world)?;
-        self.come(world, configuration);
+        if self.known != world.catalogue.changes() {
+            self.serve_new(world, configuration);
+        }
+        self.come(world);
         for producer in &mut self.producers {
             producer.act(world)?;
         }
@@ -99,8 +105,9 @@ impl Clients {
         Ok(())
     }
 
-    /// Producers and readers of what is new, readers that come late, readers that lose patience, and strangers.
-    fn come(&mut self, world: &mut World, configuration: &Configuration) {
+    /// Producers and readers of what is new.
+    fn serve_new(&mut self, world: &mut World, configuration: &Configuration) {
+        self.known = world.catalogue.changes();
         for topic in world.catalogue.topics().to_vec() {
             if self.served.insert(topic.id) {
                 for _ in 0..configuration.producers {
@@ -115,7 +122,12 @@ impl Clients {
                 }
             }
         }
+    }
+
+    /// Who comes unasked: readers that come late or lose patience, and strangers.
+    fn come(&mut self, world: &mut World) {
         if world.is_calm {
+            self.stranger_every = None;
             return;
         }
         if world.random.one_in(400) && !self.readers.is_empty() {

@@ -90,11 +90,11 @@ impl Configuration {
                 delay_min: 2_000,
                 delay_max: *random.pick(&[10_000, 200_000, 2_000_000]),
                 cut_one_in: *random.pick(&[0, 0, 100, 1_000]),
-                piece_max: *random.pick(&[50, 1_500, 16_384]),
+                piece_max: *random.pick(&[150, 1_500, 16_384]),
                 window: *random.pick(&[4 << 10, 64 << 10]),
             },
             lives: random.between(1, 4),
-            life: random.between(5, 120) * 1_000_000,
+            life: random.between(5, 60) * 1_000_000,
             topics: random.between(1, 2),
             topic_ages: random.one_in(3),
             producers: random.between(1, 2),
@@ -106,7 +106,7 @@ impl Configuration {
                 messages: *random.pick(&[10, 30, 80]),
             },
             inquirers: random.below(3),
-            pause: *random.pick(&[100_000, 1_000_000, 10_000_000]),
+            pause: *random.pick(&[500_000, 2_000_000, 10_000_000]),
             stranger_every: random.coin().then(|| *random.pick(&[1_000_000, 20_000_000])),
         }
     }

@@ -182,7 +182,7 @@ impl Inquirer {
             epoch,
             offset,
             max_messages: world.random.between(1, 50) as u32,
-            max_bytes: *world.random.pick(&[1, 3_000, 200_000]),
+            max_bytes: *world.random.pick(&[1, 3_000, 20_000]),
         };
         self.count(world, queue);
         let question = Question::Fetch { queue, offset, floor, must };
