@@ -85,7 +85,7 @@ impl Administrator {
         }
         if self.link.is_ready() && self.link.outstanding() == 0 && world.now() >= self.next_order {
             if self.order.is_none() {
-                self.order = self.next_order(world);
+                self.order = Some(self.next_order(world));
             }
             self.send(world);
             self.next_order = world.now() + world.random.below(self.pause + 1);
@@ -93,7 +93,7 @@ impl Administrator {
         Ok(())
     }
 
-    fn next_order(&mut self, world: &mut World) -> Option<Order> {
+    fn next_order(&mut self, world: &mut World) -> Order {
         if self.made < self.to_make || (self.made < TOPICS_MAX && !world.is_calm && world.random.one_in(12)) {
             self.made += 1;
             let age = if self.ages && world.random.coin() {
@@ -102,18 +102,18 @@ impl Administrator {
                 None
             };
             let name = Rc::from(format!("topic-{}", self.made));
-            return Some(Order::Create { name, queues: world.random.between(1, 4) as u32, age });
+            return Order::Create { name, queues: world.random.between(1, 4) as u32, age };
         }
         let known = world.catalogue.topics();
         let spare = known.get(1..).unwrap_or_default();
         if world.is_calm || spare.is_empty() {
-            return Some(Order::List { known: known.to_vec() });
+            return Order::List { known: known.to_vec() };
         }
         let topic = spare[world.random.below(spare.len() as u64) as usize].clone();
         match world.random.below(8) {
-            0 => Some(Order::Delete { name: topic.name, id: topic.id }),
-            1 | 2 => Some(Order::Grow { name: topic.name, queues: topic.queues + world.random.below(2) as u32 }),
-            _ => Some(Order::List { known: known.to_vec() }),
+            0 => Order::Delete { name: topic.name, id: topic.id },
+            1 | 2 => Order::Grow { name: topic.name, queues: topic.queues + world.random.below(2) as u32 },
+            _ => Order::List { known: known.to_vec() },
         }
     }
 
@@ -146,7 +146,7 @@ impl Administrator {
         self.order = None;
         match (asked, reply.answer()) {
             (Order::Create { name, queues, age }, Some(Answer::CreateTopic(answer))) => {
-                self.check(name, *queues, &answer.topic)?;
+                Self::check(name, *queues, &answer.topic)?;
                 let known = world.catalogue.topics().iter().any(|topic| topic.id == answer.topic.id);
                 promise!(!known, "two topics have the id {:?}", answer.topic.id);
                 world.statistics.topics += 1;
@@ -155,7 +155,7 @@ impl Administrator {
                 world.catalogue.note(topic);
             }
             (Order::Grow { name, queues }, Some(Answer::AlterTopic(answer))) => {
-                self.check(name, *queues, &answer.topic)?;
+                Self::check(name, *queues, &answer.topic)?;
                 world.statistics.topics_grown += 1;
                 let known = world.catalogue.find(answer.topic.id).cloned();
                 world.catalogue.note(Topic { queues: *queues, ..known.ok_or(Violation(format!("{name} is new")))? });
@@ -179,7 +179,7 @@ impl Administrator {
         Ok(())
     }
 
-    fn check(&self, name: &str, queues: u32, row: &TopicRow<'_>) -> Result<(), Violation> {
+    fn check(name: &str, queues: u32, row: &TopicRow<'_>) -> Result<(), Violation> {
         promise!(row.name == name && row.queues == queues, "{name} with {queues} queues was answered {row:?}");
         Ok(())
     }

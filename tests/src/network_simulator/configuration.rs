@@ -28,7 +28,9 @@ pub enum Fault {
 impl Fault {
     /// Those that clients can tell.
     pub fn all() -> impl Iterator<Item = Self> {
-        let log = [Planted::AcknowledgeBeforeWrite, Planted::ForgetIndexRow, Planted::GiveUpTooYoung].into_iter().map(Self::Log);
+        let log = [Planted::AcknowledgeBeforeWrite, Planted::ForgetIndexRow, Planted::GiveUpTooYoung]
+            .into_iter()
+            .map(Self::Log);
         log.chain(PlantedInShards::ALL.into_iter().map(Self::Shards))
     }
 

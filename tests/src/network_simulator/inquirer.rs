@@ -171,9 +171,10 @@ impl Inquirer {
     fn ask_for_batches(&mut self, world: &mut World, queue: Queue) {
         let visible: Vec<_> = world.ledger.visible_in(queue).map(|(_, place)| (place.epoch, place.offset)).collect();
         let floor = world.ledger.visible_floor(queue);
-        let (must, (epoch, offset)) = match visible.is_empty() {
-            true => (false, (Epoch::ANY, QueueOffset(0))),
-            false => (true, *world.random.pick(&visible)),
+        let (must, (epoch, offset)) = if visible.is_empty() {
+            (false, (Epoch::ANY, QueueOffset(0)))
+        } else {
+            (true, *world.random.pick(&visible))
         };
         let epoch = if world.random.coin() { epoch } else { Epoch::ANY };
         let fetch = Fetch {
@@ -206,10 +207,10 @@ impl Inquirer {
                 self.found(world, question, &found)
             }
             (Question::Time { queue, time, visible }, Some(Answer::LookUp(answer))) => {
-                self.found_time(world, queue, time, &visible, &answer)
+                Self::found_time(world, queue, time, &visible, &answer)
             }
             (Question::End { queue, start, floor }, Some(Answer::LookUp(answer))) => {
-                self.found_end(world, queue, start, floor, &answer)
+                Self::found_end(world, queue, start, floor, &answer)
             }
             (Question::Fetch { queue, offset, floor, .. }, Some(Answer::Fetch(answer))) => {
                 self.fetched(world, queue, offset, floor, &answer)
@@ -283,7 +284,6 @@ impl Inquirer {
     }
 
     fn found_time(
-        &self,
         world: &mut World,
         queue: Queue,
         time: Nanos,
@@ -303,7 +303,6 @@ impl Inquirer {
     }
 
     fn found_end(
-        &self,
         world: &mut World,
         queue: Queue,
         start: Start,

@@ -152,7 +152,7 @@ impl Reader {
                 self.subscription = None;
                 self.refused(world, &refusal)?;
             }
-            _ => return Err(Violation(format!("{} was told what it did not ask", self.name))),
+            Said::Stored { .. } => return Err(Violation(format!("{} was told what it did not ask", self.name))),
         }
         Ok(())
     }
